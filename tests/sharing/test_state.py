@@ -63,6 +63,26 @@ def test_a_state_dict_of_another_sharing_is_refused():
     grouped(4).load_state_dict(dict(state))  # without metadata nothing tells
 
 
+def test_a_state_dict_loads_whatever_the_dense_networks_held():
+    def build(seed, large=None):
+        torch.manual_seed(seed)
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
+        if large is not None:
+            nn.init.normal_(model.get_parameter(f"{large}.weight"), std=50.0)
+        return npas.share(model, 0.7)
+
+    assert {npas.allocation(build(seed)).scales for seed in range(20)} == {1}
+    x = torch.randn(3, 4)
+    for other in (build(1, 5), build(2), torch.compile(build(3, 5), backend="eager")):
+        other.eval()(x)
+        model = build(0, 2).eval()
+        assert npas.allocation(model).scales == 2
+        inner = getattr(other, "_orig_mod", other)
+        inner.load_state_dict(model.state_dict())
+        assert torch.equal(other(x), model(x))
+        assert torch.equal(npas.materialize(inner)(x), model(x))
+
+
 @pytest.mark.parametrize("wrap", [Wrapper, nn.Sequential], ids=["attribute", "sequential"])
 def test_as_a_part_of_something_larger_the_bank_takes_its_prefix(wrap):
     whole, other = wrap(shared()), wrap(shared(seed=5))  # type: ignore[call-arg]

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from npas.sharing.layers import PREFIX
+from npas.sharing.layers import PREFIX, SCALES
 from npas.sharing.runtime import audit, storage
 from npas.sharing.runtime.loops import refuse_loops
 from npas.sharing.torch_private import caller, level_outside
@@ -121,8 +121,10 @@ def _requires_grad_(part: nn.Module, requires_grad: bool = True) -> nn.Module:
 
 
 def _note_plan(root: nn.Module, state: object, prefix: str, metadata: dict[str, Any]) -> None:
-    """Write the plan's digest to a state dict's metadata, which `torch.save` keeps."""
-    metadata["npas_plan"] = root.__dict__["_npas_shared"].plan
+    """Write the plan's digest and scales to a state dict's metadata, which `torch.save` keeps."""
+    shared = root.__dict__["_npas_shared"]
+    metadata["npas_plan"] = shared.plan
+    metadata["npas_scales"] = [layer.scale for layer in shared.allocation.layers]
 
 
 def _refuse_others(
@@ -132,9 +134,10 @@ def _refuse_others(
     metadata: Mapping[str, Any],
     *others: Any,
 ) -> None:
-    """Report a state dict of a dense network or of another plan.
+    """Report a state dict of a dense network or of another plan; take the scales of an equal one.
 
-    It is an error if the loading is strict, else a warning.
+    Reports are errors if the loading is strict, else warnings. Which layers have one scale depends
+    on the dense network's values, so an equal plan may have other scales.
     """
     shared, errors = root.__dict__["_npas_shared"], others[-1]
     layers = shared.allocation.layers
@@ -152,6 +155,9 @@ def _refuse_others(
             " arguments (groups, seed, ...), or use npas.save and npas.load"
         )
     else:
+        scale_of, scales = metadata.get("npas_scales"), state.get(prefix + SCALES)
+        if scale_of and scales is not None and 1 + max(scale_of) == len(scales):
+            shared.take_scales(scale_of)
         return
     frame = caller(1)  # torch passes strict=True to its hooks in any case
     while frame is not None and frame.f_code.co_name != "load_state_dict":

@@ -34,6 +34,8 @@ PIECE = 1 << 24
 """Values of a bank that are drawn at a time, which bounds the memory of fp32 draws."""
 SAME_SPREAD = 1.1
 """Layers of one shape count as initialized alike up to this ratio of standard deviations."""
+NOISE = 6.0
+"""n normal values alike have standard deviations within a ratio of exp(NOISE / sqrt(n)); 8 sigma."""
 
 
 def spread(values: Tensor) -> float:
@@ -51,17 +53,17 @@ def assign_scales(
     have one scale while their spreads are within `tolerance` of the least, so that sampling noise
     does not give equal layers different scales. Its deviation is the root mean square of theirs.
     """
-    kinds: dict[object, list[str]] = {}
+    kinds: dict[tuple[int, tuple[int, ...], str, int], list[str]] = {}
     for g, group in enumerate(allocation.groups):
         for layer in group.layers:
             kind = (g, layer.shape, layer.mixing, len(layer.templates))
             kinds.setdefault(kind, []).append(layer.name)
     scale_of: dict[str, int] = {}
     alike: list[list[float]] = []  # the spreads of the layers of each scale
-    for names in kinds.values():
-        least = -1.0
+    for (_, shape, *_), names in kinds.items():
+        least, same = -1.0, max(tolerance, math.exp(NOISE / math.sqrt(math.prod(shape))))
         for name in sorted(names, key=spreads.__getitem__):
-            if spreads[name] > tolerance * least:
+            if spreads[name] > same * least:
                 alike.append([])
                 least = spreads[name]
             scale_of[name] = len(alike) - 1

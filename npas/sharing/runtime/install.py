@@ -73,10 +73,7 @@ def take_scales(model: nn.Module, allocation: Allocation) -> None:
             "this version of npas plans another allocation: resume with the version that wrote it,"
             " or train again with resume=never"
         )
-    if allocation != shared.allocation:
-        shared.replace(allocation)
-        shared.forget()
-        model.register_buffer(SCALES, model.get_buffer(SCALES).new_ones(allocation.scales))
+    shared.take_scales([layer.scale for layer in allocation.layers])
 
 
 def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -> Dropped:

@@ -12,7 +12,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from npas.sharing.layers import PREFIX, bank_name, shared_names, shared_value
+from npas.sharing.layers import PREFIX, SCALES, bank_name, shared_names, shared_value
 from npas.sharing.layout.allocation import Allocation
 from npas.sharing.runtime.bank import BufferPool, full_precision
 from npas.sharing.runtime.errors import Errors
@@ -99,6 +99,16 @@ class SharedWeights:
     def replace(self, allocation: Allocation) -> None:
         """Use another allocation of the same layers from now on."""
         self.allocation, self.reading = allocation, Reading(allocation, self.reading.low)
+
+    def take_scales(self, scale_of: Sequence[int]) -> None:
+        """Give each layer the scale at another index. Values of new scales are to be loaded."""
+        layers = self.allocation.layers
+        if [layer.scale for layer in layers] != scale_of and len(layers) == len(scale_of):
+            indices = iter(scale_of)
+            self.replace(self.allocation.map(lambda layer: replace(layer, scale=next(indices))))
+            self.forget()
+            scales = self.root.get_buffer(SCALES)
+            scales.data = scales.new_ones(self.allocation.scales)  # DDP holds the tensor itself
 
     def begin(self, *_: object) -> None:
         """Open a forward pass if none is open (a forward pre-hook)."""
