@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -155,13 +155,13 @@ def find_layers(
 
     Raises ValueError for a pattern that matches no parameter, an included tensor that is constant
     or frozen, a network that cannot be shared (quantized, compiled, wrapped, lazy; tensors that
-    overlap, are sparse or not finite), and if no tensor is left to share.
+    overlap, are sparse, not finite or also held in lists), and if no tensor is left to share.
     """
     tensors = find_tensors(model)
     names = [name for tensor in tensors for name in tensor.names]
     included = match_names(names, expand(include, "include", tensors), "include")
     excluded = match_names(names, expand(exclude, "exclude", tensors), "exclude")
-    layers = []
+    layers, held = [], find_held(model)
     for tensor in tensors:
         if not excluded.isdisjoint(tensor.names):
             continue
@@ -169,6 +169,11 @@ def find_layers(
         if fault := _find_fault(tensor, is_included):
             raise ValueError(f"{tensor.spec.name!r} {fault}, or add it to exclude")
         if is_included or is_shareable(tensor.parameter):
+            if where := held.get(id(tensor.parameter)):
+                raise ValueError(
+                    f"{tensor.spec.name!r} is also held in {where!r}, which sharing cannot replace:"
+                    " read it from its module, or use a ParameterList, or add it to exclude"
+                )
             layers.append(tensor)
     if not layers:
         left = " left by exclude" if excluded else ""
@@ -204,6 +209,34 @@ def find_tensors(model: nn.Module) -> list[Layer]:
             names = (*first.names, name)
             found[id(parameter)] = Layer(first.spec, parameter, tuple(owners), names)
     return list(found.values())
+
+
+def find_held(model: nn.Module) -> dict[int, str]:
+    """Return where parameters are held besides in registered modules, by the parameters' ids.
+
+    That is in lists, tuples, sets and dicts of a module's attributes, three deep, and in modules
+    there that are not registered.
+    """
+    known = set(model.modules())
+
+    def inside(value: object, depth: int = 3) -> Iterator[nn.Parameter]:
+        if isinstance(value, nn.Parameter):
+            yield value
+        elif isinstance(value, nn.Module):
+            yield from () if value in known else value.parameters()
+        elif depth and isinstance(value, (list, tuple, set, dict)):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from inside(part, depth - 1)
+
+    found: dict[int, str] = {}
+    for prefix, module in model.named_modules():
+        own = {"_parameters", "_modules"}
+        if isinstance(module, nn.RNNBase):
+            own.add("_flat_weights")
+        for attribute in module.__dict__.keys() - own:
+            for parameter in inside(module.__dict__[attribute]):
+                found[id(parameter)] = f"{prefix}.{attribute}".lstrip(".")
+    return found
 
 
 def is_shareable(parameter: Tensor) -> bool:

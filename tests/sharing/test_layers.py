@@ -132,6 +132,16 @@ def tied_by_data():
     return model
 
 
+def listed(deep=False):
+    model = Tied()
+    model.decay = {"all": [model.get_parameter("last.weight")]}  # type: ignore[assignment]
+    if deep:
+        hidden = nn.Linear(20, 20)
+        hidden.weight = model.middle.weight
+        model.decay = (hidden,)  # type: ignore[assignment]
+    return model
+
+
 def quantized():
     from torch.ao.nn.quantized.dynamic import Linear
 
@@ -167,6 +177,8 @@ REFUSED = {
         lambda: Holder(table=torch.tensor([[0.0, 1.0], [float("nan"), 2.0]])),
         "'table' holds values that are not finite",
     ),
+    "listed": (listed, "'last.weight' is also held in 'decay', which sharing cannot replace"),
+    "hidden": (lambda: listed(deep=True), "'middle.weight' is also held in 'decay'"),
     "compiled": (
         lambda: torch.compile(two(nn.Linear(8, 8)), backend="eager"),
         "wrapped by torch.compile, which keeps the dense parameters: share the network first",
@@ -198,6 +210,14 @@ def test_a_tensor_that_cannot_be_shared_may_stay_outside(name):
     before = model.get_parameter(other)
     npas.share(model, "80%", exclude=other)
     assert model.get_parameter(other) is before
+
+
+def test_what_lists_hold_may_stay_outside_and_listed_layers_may_be_shared():
+    model = npas.share(listed(), "80%", exclude="last.*")
+    assert isinstance(model.last.weight, nn.Parameter)
+    model = Tied()
+    model.order = [model.middle, model.last]  # type: ignore[assignment]
+    npas.share(model, 0.8)
 
 
 def test_neighbours_in_one_memory_are_no_overlap():
