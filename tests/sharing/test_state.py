@@ -83,6 +83,29 @@ def test_a_state_dict_loads_whatever_the_dense_networks_held():
         assert torch.equal(npas.materialize(inner)(x), model(x))
 
 
+class SavesItself(nn.Linear):
+    """A layer that writes its state dict itself, as PyTorch Geometric's does."""
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
+        destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+
+def test_layers_that_save_themselves_save_no_generated_weights(tmp_path):
+    def build(seed=0):
+        torch.manual_seed(seed)
+        return nn.Sequential(SavesItself(6, 8), nn.Tanh(), SavesItself(8, 8))
+
+    model, x = npas.share(build(), 0.5), torch.ones(2, 6)
+    assert set(model.state_dict()) == {"npas_bank_0", "npas_scales", "0.bias", "2.bias"}
+    npas.save(model, tmp_path)
+    other = npas.share(build(1), 0.5)
+    other.load_state_dict(model.state_dict())
+    for twin in (other, npas.load(tmp_path, build(2))):
+        assert torch.equal(twin(x), model(x))
+    assert npas.materialize(model).state_dict().keys() == build().state_dict().keys()
+
+
 @pytest.mark.parametrize("wrap", [Wrapper, nn.Sequential], ids=["attribute", "sequential"])
 def test_as_a_part_of_something_larger_the_bank_takes_its_prefix(wrap):
     whole, other = wrap(shared()), wrap(shared(seed=5))  # type: ignore[call-arg]

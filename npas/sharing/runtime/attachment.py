@@ -111,10 +111,17 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
             attachment.shared.forget()
         return base.train(module, *mode, **named)
 
+    def save(module: nn.Module, destination: dict[str, Any], prefix: str, *options: Any) -> None:
+        base._save_to_state_dict(module, destination, prefix, *options)
+        for name in names:  # a class may write its `weight` itself, parameter or not
+            if is_attached(module, name):
+                destination.pop(prefix + name, None)
+
     body: dict[str, Any] = {name: _generated(name) for name in names} | {"_npas_names": names}
     body |= {"__reduce_ex__": reduce, "__module__": base.__module__, "__doc__": base.__doc__}
     body |= {"register_parameter": register, "__prepare_scriptable__": _refuse_scripting}
     body |= {"__init__": init, "train": train}  # `eval` calls `train`
+    body["_save_to_state_dict"] = save
     if issubclass(base, nn.RNNBase):
         body |= _RECURRENT
     cls = _SHARED_CLASSES.setdefault((base, names), type(base.__name__, (base,), body))
