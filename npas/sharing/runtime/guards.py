@@ -1,8 +1,9 @@
 """Guards on methods that expect dense parameters, which a shared network no longer has.
 
 `guard` replaces methods of a network's modules: of Hugging Face models those that resize,
-re-initialize, tie and save, of submodules `requires_grad_` and `parameters`. Hooks handle state dicts of dense
-networks and of other plans. A guard does the right thing, warns, or says what to call instead.
+re-initialize, tie and save, of submodules `requires_grad_` and `parameters`. Hooks handle state
+dicts of dense networks and of other plans. A guard does the right thing, warns, or says what to
+call instead.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ PIECE = 1 << 24
 SAME_SPREAD = 1.1
 """Layers of one shape count as initialized alike up to this ratio of standard deviations."""
 NOISE = 6.0
-"""n normal values alike have standard deviations within a ratio of exp(NOISE / sqrt(n)); 8 sigma."""
+"""Two draws of n normal values differ in spread by at most exp(NOISE / sqrt(n)), at 6 sigma."""
 
 
 def spread(values: Tensor) -> float:
