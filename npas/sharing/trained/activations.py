@@ -195,7 +195,10 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
         for hook in hooks:
             hook.remove()
     if hooks and not sums:
-        raise ValueError("the batches reach no layer: pass the network before torch.compile")
+        raise ValueError(
+            "the batches reach no layer (linear, convolution or embedding, called as a module):"
+            " leave them out, or pass the network before torch.compile"
+        )
     has_gradients = any(isinstance(own.g, Tensor) and own.total for own in sums.values())
     return {
         name: _root(name, own, name in words)
