@@ -127,12 +127,12 @@ def _requires_grad_(part: nn.Module, requires_grad: bool = True) -> nn.Module:
 def _parameters(part: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
     """Return the parameters of a part; if sharing left it none, its generated weights.
 
-    So `next(part.parameters()).device`, which many forwards ask for, works. torch itself (FSDP)
-    gets none of those, as they are no parameters.
+    So `next(part.parameters()).device`, which many forwards ask for, works. torch (FSDP) and npas
+    get none of those, as they are no parameters.
     """
     found: list[Tensor] = [*type(part).parameters(part, recurse)]
-    compiles = torch.compiler.is_compiling()
-    if not found and (compiles or not caller(1).f_globals["__name__"].startswith("torch.")):
+    compiles = torch.compiler.is_compiling()  # and cannot look at frames
+    if not found and (compiles or not caller(1).f_globals["__name__"].startswith(_PLAIN)):
         for module in part.modules() if recurse else (part,):
             if attachment := module.__dict__.get("_npas"):
                 found += [getattr(module, name) for name in attachment.layers]
@@ -187,5 +187,6 @@ def _refuse_others(
         warnings.warn(reason, stacklevel=level_outside())
 
 
+_PLAIN = ("torch.", "npas.sharing.")
 _OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _requires_grad_, _parameters)
 _GUARDED = {*_METHODS, "save_pretrained", "requires_grad_", "parameters"}
