@@ -159,6 +159,19 @@ def test_what_cannot_be_folded_is_left_as_it_was():
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_ordinary_parameters_of_one_shape_stay_apart():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6))), torch.randn(3, 16)
+    with torch.no_grad():  # of rank 1: what fitting it saves leaves the others whole
+        model.get_parameter("0.weight").copy_(torch.outer(torch.arange(16.0), torch.arange(16.0)))
+    npas.share(model, 0.95, init="fit")
+    layers = npas.allocation(model).layers
+    assert [layer.how for layer in layers[1:]] == ["ordinary parameter"] * 5
+    before = model(x).detach()
+    assert npas.fold(model, 0.99).weights == 6
+    torch.testing.assert_close(model(x), before)
+
+
 class Listed(nn.Module):
     """Blocks in a list that the network goes through: whole, or skipping its last."""
 

@@ -90,12 +90,12 @@ class Reading:
         """Return for every layer the first one with an identical weight.
 
         Layers without parameters of their own have identical weights if they read the same values
-        with the same shape and scale.
+        of a bank with the same shape and scale.
         """
         first: dict[object, int] = {}
         found = []
         for i, (g, layer) in enumerate(self.places):
-            if _kinds(layer.mixing) or layer.learned[0] or layer.rank:
+            if _kinds(layer.mixing) or layer.learned[0] or layer.rank or not layer.templates:
                 found.append(i)
                 continue
             reads = layer.templates, layer.mixing, layer.source, layer.first
