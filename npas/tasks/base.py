@@ -193,11 +193,11 @@ class Task(abc.ABC):
 
         return choose
 
-    def missing(self, what: str) -> ValueError:
-        """Return the error that `what` is to be put under `data.root`."""
+    def missing(self, what: str, downloads: bool = False) -> ValueError:
+        """Return the error that `what` is to be put under `data.root`, or could be downloaded."""
         return ValueError(
             f"{self.name} is not under data.root={self.root}: put {what} there (docs/data.md), or"
-            " set data.download=true or data.source=synthetic"
+            f" set {'data.download=true or ' if downloads else ''}data.source=synthetic"
         )
 
     # Optional methods.

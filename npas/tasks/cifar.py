@@ -104,7 +104,8 @@ class Task(Resident):
             return
         if not archive.is_file():
             if not self.data.download:
-                raise self.missing(f"{archive.name} (or its folder {self.published.base_folder})")
+                what = f"{archive.name} (or its folder {self.published.base_folder})"
+                raise self.missing(what, downloads=True)
             download.fetch(self.published.url, archive, self.sha256)
         with locked(self.root / f".{archive.name}.lock"):
             if not complete():  # another process was faster

@@ -74,7 +74,7 @@ def test_synthetic_images_need_no_folder_and_have_ten_classes(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        ({"folder": "birds"}, "birds is not under data.root="),
+        ({"folder": "birds"}, "birds/test there (docs/data.md), or set data.source=synthetic"),
         ({"folder": ""}, "must name a folder below data.root"),
         ({"folder": "../pets"}, "must name a folder below data.root"),
         ({"classes": 5}, "holds 3 class folders, not the 5 of task.classes"),

@@ -85,7 +85,7 @@ def test_rows_become_texts_with_their_classes(root, write, keys, sizes):
 @pytest.mark.parametrize(
     ("file", "content", "keys", "line"),
     [
-        ("test", None, {}, "is not under data.root"),
+        ("test", None, {}, "there (docs/data.md), or set data.source=synthetic"),
         ("train", None, {}, "put lives/train.csv there (docs/data.md), or set"),
         ("train", "text,label\n", {}, "train.csv, row 1: it has no rows"),
         ("train", csv([("a", "one")]), {}, "has only the label 'one'"),

@@ -129,7 +129,7 @@ class Task(base.Task):
         if not path.exists() and self.data.download:
             fetch(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
         if not path.exists():
-            raise self.missing(str(SHAKESPEARE))
+            raise self.missing(str(SHAKESPEARE), downloads=True)
         tokens, characters = reader.read_characters(path)
         remedy = "delete it, and data.download=true fetches the published one"
         self.compared.add(SHAKESPEARE.name, sha256(path), published, path=path, remedy=remedy)

@@ -133,7 +133,7 @@ class Task(tokenization.TextTask):
         missing = [name for name in self.sums if not (self.root / name).is_file()]
         own = self.config.test_file is not None
         if missing and (own or not self.data.download):
-            raise self.missing(" and ".join(missing))
+            raise self.missing(" and ".join(missing), downloads=not own)
         for name in missing:
             download.fetch(URL + name, self.root / name, str(self.sums[name]))
 
