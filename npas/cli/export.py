@@ -90,7 +90,7 @@ def _write_dense(options: Export, experiment: Experiment) -> list[str]:
         pruning.shrink(model)
     elif sharing.is_shared(model):
         model = sharing.materialize(model)
-    out = Path(options.out or Path(options.run) / "export" / f"model.{options.format}")
+    out = Path(options.out or runs.folder_of(options.run) / "export" / f"model.{options.format}")
     temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
     if experiment.unfinished:
@@ -200,7 +200,7 @@ def _write_artifact(options: Export, experiment: Experiment) -> list[str]:
 
     config = experiment.config
     packing = replace(config.artifact, **options.packing)
-    out = Path(options.out or Path(options.run) / "export" / "artifact.npas")
+    out = Path(options.out or runs.folder_of(options.run) / "export" / "artifact.npas")
     with app.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         found = write_artifact(experiment.model, out, **packing.keywords, cap=config.cap)

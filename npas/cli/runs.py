@@ -109,9 +109,9 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
 
 
 def folder_of(run: str) -> Path:
-    """Return a run's folder, given the folder or one of its checkpoints."""
+    """Return a run's folder, given the folder, its checkpoints or one of them."""
     path = Path(run)
-    return path.parent.parent if path.parent.name == "checkpoints" else path
+    return next((p.parent for p in (path, path.parent) if p.name == "checkpoints"), path)
 
 
 def restore(run: str, changes: Mapping[str, Any]) -> Experiment:

@@ -119,6 +119,20 @@ def test_an_export_goes_where_it_is_told_whole_or_not_at_all(run, trained, monke
     assert Path("deep/net.safetensors").stat().st_mode == Path("usual").stat().st_mode
 
 
+def test_what_is_made_of_a_checkpoint_goes_into_its_runs_folder(run, trained):
+    folder = Path(shutil.copytree(trained, "copy"))
+    (step,) = (folder / "checkpoints").iterdir()
+    for named, format, out in (
+        (step, "artifact", "artifact.npas"),
+        (step, "safetensors", "model.safetensors"),
+        (step.parent, "hub", "hub"),
+    ):
+        before = {path for path in step.parent.rglob("*")}
+        answer = run("npas-export", f"run={named}", f"format={format}")
+        assert answer.code == 0 and answer.out.startswith(f"{folder / 'export' / out}: ")
+        assert before == {path for path in step.parent.rglob("*")}
+
+
 def test_no_output_replaces_a_runs_files_or_a_file_of_another_kind(run, trained):
     folder, script = Path(trained), Path("train.sh")
     script.write_text("#!/bin/sh\n")
