@@ -46,8 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         after_interrupt=f"; {AGAIN}",
     )
     # A Python program that calls this, with arguments, expects SIGTERM to end the program.
-    with signals.watching("keep" if argv is None else "deliver"):
-        return entry.main(command, argv)
+    try:
+        with signals.watching("keep" if argv is None else "deliver"):
+            return entry.main(command, argv)
+    except signals.Preempted:  # just before the command or after it, which handles its own
+        app.say(NAME, f"stopped by a signal; {AGAIN}")
+        return signals.EXIT_CODE
 
 
 def keys() -> set[str]:

@@ -154,6 +154,23 @@ def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
     assert terminated == [signal.SIGTERM]
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_signal_just_before_or_after_the_command_is_a_stop_too(
+    run, monkeypatch, terminated, before
+):
+    def main(command, argv):
+        if before:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr("npas.cli.entry.main", main)
+    answer = run("npas-train")
+    assert answer.code == 75 and terminated == [signal.SIGTERM]
+    assert answer.err == "npas-train: stopped by a signal; the same command resumes the run\n"
+
+
 def test_ctrl_c_ends_the_program_that_called_the_command(run, monkeypatch):
     def check(raw):
         os.kill(os.getpid(), signal.SIGINT)
