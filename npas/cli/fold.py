@@ -225,7 +225,7 @@ def _logged(run: str) -> list[dict[str, Any]]:
     log = runs.folder_of(run) / LOG_FILE
     last = find_checkpoint(Path(run)).progress.step
     found = []
-    for line in log.read_text().splitlines() if log.is_file() else ():
+    for line in log.read_bytes().splitlines() if log.is_file() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # lines without, or cut short
             entry = json.loads(line)
             if entry["step"] <= last:

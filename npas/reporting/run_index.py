@@ -197,7 +197,7 @@ def curves(run: Run) -> dict[str, dict[int, float]]:
     """
     found: dict[str, dict[int, float]] = {}
     try:
-        lines = Path(run.folder, LOG).read_text(encoding="utf-8").splitlines()
+        lines = Path(run.folder, LOG).read_bytes().splitlines()
     except OSError:
         lines = []
     for line in lines:

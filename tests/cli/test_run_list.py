@@ -60,7 +60,10 @@ def test_runs_are_listed_filtered_and_sorted(run, make_run):
 
 
 def test_two_runs_are_compared(run, make_run):
-    answer = run("npas-runs", "compare", str(make_run("0.1")), str(make_run("2", 1, lr=0.3)))
+    one, other = make_run("0.1"), make_run("2", 1, lr=0.3)
+    with open(one / "log.jsonl", "ab") as log:
+        log.write(b"\xe0\x80 of a damaged disk\n")
+    answer = run("npas-runs", "compare", str(one), str(other))
     assert answer.code == 0, answer.err
     table = [line.split() for line in answer.out.splitlines()]
     assert ["optim.lr", "0.1", "0.3"] in table and ["accuracy", "90.5", "101"] in table
