@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.reporting.folds import FILE_NAME
-from npas.utils.checks import above, at_least, at_most
+from npas.utils.checks import above, at_least, at_most, join
 from npas.utils.printing import figure
 
 if TYPE_CHECKING:
@@ -128,8 +128,10 @@ def run(options: Fold) -> Job:
         folding.save_folded(networks["folded"], found, out)
         text = json.dumps(record, indent=1, allow_nan=False, default=vars) + "\n"
         write_whole(out / FILE_NAME, text)
-        _draw(record, out)
-    print(_report(record, out))
+        drawn = _draw(record, out)
+    print(_report(record))
+    written = [FILE_NAME, "folding.json", "model.safetensors", *["plots"] * bool(drawn)]
+    print(f"{out}: {join(written, 'and')}")
     return Job(options.run)
 
 
@@ -233,20 +235,21 @@ def _logged(run: str) -> list[dict[str, Any]]:
     return found
 
 
-def _draw(record: dict[str, Any], out: Path) -> None:
+def _draw(record: dict[str, Any], out: Path) -> list[Path]:
+    """Draw the similarities and the folded network; return the files, none without matplotlib."""
     from npas.reporting import fold_plots
 
     title = f"{record['exp']}, seed {record['seed']}"
     if "unfinished" in record:
         title += f" ({record['unfinished'].partition(';')[0]})"
     epochs = [(entry["epoch"], entry["similarity"]) for entry in record["history"]]
-    fold_plots.similarity(record["similarity"], out / "lsm", title)
-    fold_plots.similarity_over_epochs(epochs, out / "lsm_epochs", title)
+    drawn = fold_plots.similarity(record["similarity"], out / "lsm", title)
+    drawn += fold_plots.similarity_over_epochs(epochs, out / "lsm_epochs", title)
     title += f", folded at {record['threshold']}"
-    fold_plots.folded(record["blocks"], out / "folded", title)
+    return drawn + fold_plots.folded(record["blocks"], out / "folded", title)
 
 
-def _report(record: dict[str, Any], out: Path) -> str:
+def _report(record: dict[str, Any]) -> str:
     metric, how = record["metric"], ""
     values = ", ".join(
         f"{name} {figure(metric, found[metric])}" for name, found in record["metrics"].items()
@@ -270,4 +273,4 @@ def _report(record: dict[str, Any], out: Path) -> str:
         )
     if record["plain"]:
         lines.append(f"plain       {', '.join(record['plain'])}: ordinary parameters again")
-    return "\n".join([*lines, f"{out}: fold.json, folding.json, model.safetensors and plots"])
+    return "\n".join(lines)

@@ -48,6 +48,7 @@ def test_a_run_folds_into_loops_and_says_what_it_costs(run, soft):
     assert loops and all(entry["own"] > 0 for entry in loops)
     for text in (f"{record['layers']} after", "runs", "unshared norms", "accuracy", "plain"):
         assert text in answer.out
+    assert answer.out.endswith("fold-0.9: fold.json, folding.json, model.safetensors and plots\n")
     assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2, 3]
     names = {path.name for path in out.iterdir()}
     assert names == {
@@ -87,6 +88,7 @@ def test_a_threshold_is_chosen_on_held_out_data(run, soft, monkeypatch):
     good = [entry for entry in tried.values() if entry["accuracy"] >= least]
     assert chosen["layers"] == min(entry["layers"] for entry in good or [tried[0.999]])
     assert "chosen on val accuracy" in answer.out
+    assert answer.out.endswith("there: fold.json, folding.json and model.safetensors\n")
 
 
 def test_folding_an_unsuitable_run_is_one_line(run, soft, trained):
