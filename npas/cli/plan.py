@@ -111,10 +111,15 @@ def run(plan: Plan) -> Job:
             print(left)
         for name, line in data.items():
             print(f"data {name}: {line}")
-    compared = task.compared if plan.check_data and config.data.verify == "refuse" else None
-    if compared is not None and compared.difference is not None:
-        raise ValueError(compared.difference)
+    if plan.check_data:
+        _refuse_difference(task)
     return Job(config.exp)
+
+
+def _refuse_difference(task: Task) -> None:
+    """Raise ValueError if the data that were read are not the published ones."""
+    if task.data.verify == "refuse" and task.compared and task.compared.difference:
+        raise ValueError(task.compared.difference)
 
 
 def _notes(allocation: Allocation) -> list[str]:
@@ -166,7 +171,11 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
 
     if task.compared is not None:
         task.compared.collects = True  # collect differences, to be refused after printing
-    task.setup()
+    try:
+        task.setup()
+    except ValueError:
+        _refuse_difference(task)  # which explains what else is wrong with them
+        raise
     task.check_network(model)
     batch = next(base.batches(task, 0, config.batch_size, workers=config.data.workers))
     tensors = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}

@@ -90,15 +90,15 @@ class Task(base.Task):
     def read(self) -> dict[str, Stream]:
         size, fraction = self.config.vocab_size, self.data.val_fraction
         streams = self._synthetic() if self.source == "synthetic" else self._open()
-        found = size if self.vocabulary is None else len(self.vocabulary)
-        if found != size:
-            raise ValueError(f"{self.name} has {found} tokens: set task.vocab_size={found}")
         if fraction:
             train = streams["train"]
             streams["train"], streams["val"] = train.cut(round(len(train) * (1 - fraction)))
         for part, stream in streams.items():
             if len(stream) <= self.config.length:
                 raise ValueError(f"the {part} part of {self.name} is shorter than task.length")
+        found = size if self.vocabulary is None else len(self.vocabulary)
+        if found != size:
+            raise ValueError(f"{self.name} has {found} tokens: set task.vocab_size={found}")
         return streams
 
     def _open(self) -> dict[str, Stream]:

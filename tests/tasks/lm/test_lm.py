@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from npas.cli import plan
 from npas.config import DataConfig
 from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm import task as lm
@@ -261,7 +262,7 @@ def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path):
         next(task.train_batches(0, 4))
 
 
-def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path):
+def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path, capsys):
     path = tmp_path / lm.SHAKESPEARE
     path.parent.mkdir()
     path.write_text("so shaken as we are, so wan with care,\n" * 10)
@@ -269,6 +270,10 @@ def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path):
     config = Config(length=8, vocab_size=size)
     with pytest.raises(ValueError, match="is not as published"):
         Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()
+    words = ["+exp=shakespeare", f"data.root={tmp_path}", "check_data=true"]
+    for verify, line in (("refuse", "is not as published"), ("warn", "is shorter than")):
+        assert plan.main([*words, f"data.verify={verify}"]) == 2
+        assert line in capsys.readouterr().err
     task = Task(config, DataConfig(root=str(tmp_path), verify="warn"), seed=0, device=CPU)
     task.setup()
     assert task.compared is not None and task.compared.published is False
