@@ -9,6 +9,7 @@ Python strings would be copied into every forked worker as their reference count
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -57,7 +58,12 @@ class Folder:
             return bytearray(file.read())
 
     def total_bytes(self) -> int:
-        return sum(os.stat(self.name(i)).st_size for i in range(len(self.names_N)))
+        """Return the total size of all image files; 0 for one that cannot be read."""
+        total = 0
+        for i in range(len(self.names_N)):
+            with contextlib.suppress(OSError):  # of a broken symbolic link
+                total += os.stat(self.name(i)).st_size
+        return total
 
 
 def class_folders(path: Path) -> list[str]:
