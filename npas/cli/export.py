@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -123,6 +124,9 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     except ImportError:
         raise ValueError("format=onnx needs more packages: pip install 'npas[onnx]'") from None
 
+    # It would warn of each constant that it cannot compute in advance.
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
+
     def two(value: torch.Tensor) -> torch.Tensor:  # a batch of 1 would be exported as a constant
         return torch.cat([value, value])
 
@@ -164,7 +168,7 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     if pruning.has_masks(model):
         pruning.shrink(model)
     out = Path(options.out or run / "export" / "hub")
-    name = out.name if options.out else f"{experiment.config.exp}-{run.name}"
+    name = out.absolute().name if options.out else f"{experiment.config.exp}-{run.absolute().name}"
     with app.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:

@@ -1,5 +1,7 @@
 """`npas-export format=hub` writes what the hub, npas and transformers each read."""
 
+import shutil
+
 import pytest
 import torch
 from command_line import SMALL
@@ -14,7 +16,7 @@ from npas.reporting import results
 from npas.tasks.common import synthetic_text
 
 
-def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path):
+def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path, monkeypatch):
     done = run("npas-export", f"run={trained}", "format=hub", f"out={tmp_path / 'digits-half'}")
     assert done.code == 0 and "hf upload USER/digits-half " in done.out
     folder = tmp_path / "digits-half"
@@ -39,6 +41,8 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path):
     (folder / "mine.txt").write_text("kept")
     assert run("npas-export", f"run={trained}", "format=hub", f"out={folder}").code == 0
     assert (folder / "mine.txt").exists()
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "here"))
+    assert "USER/digits-here export/hub" in run("npas-export", "run=.", "format=hub").out
     refused = run("npas-export", f"run={trained}", "format=hub", f"out={folder / 'mine.txt'}")
     assert refused.code == 2 and "is a file: name a folder" in refused.err
 
