@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from npas.reporting.tables import Summary
 
 HEADS = ("runs", "budget", "parameters", "metric", "value", "n")
+LONGEST = 80  # characters of a series in a legend
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,14 @@ def close_sweep(folders: Sequence[Path], echo: Callable[[str], None]) -> None:
 def draw(found: Sequence[Point], stem: Path, title: str) -> list[Path]:
     """Plot the metric against parameters as .png and .svg, a line per series.
 
-    Draws nothing if all points have the same parameters, if metrics differ, or without matplotlib.
+    Draws nothing if all points have the same parameters, if metrics differ, if so many settings do
+    that a series' name would leave no room for the axes, or without matplotlib.
     """
     from npas.reporting import plots
 
     metrics, sizes = {p.metric for p in found}, {p.used for p in found}
-    if len(metrics) != 1 or len(sizes) < 2 or not plots.available():
+    longest = max((len(point.series) for point in found), default=0)
+    if len(metrics) != 1 or len(sizes) < 2 or longest > LONGEST or not plots.available():
         return []
     (metric,) = metrics
     points: plots.Points = {}

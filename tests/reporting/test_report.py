@@ -127,6 +127,12 @@ def test_a_folder_of_runs_is_summarized_by_budget(keep, tmp_path):
         "digits 0.5 500 accuracy, % 90.50 ± 0.71 2",
     ]
     assert len(page.all("img")) == 1 and "n = 2 runs per point" in page.all("figcaption")[0][2]
+    # Names of settings that fill the whole figure would leave no room for its axes.
+    many = ("epochs=7", "optim.lr=0.3", "optim.weight_decay=0.001", "optim.momentum=0.5")
+    words = (*words, *many, "optim.milestones=[2,3]", "batch_size=32", "model.depth=10")
+    keep(tmp_path / "runs", *words, used=300, accuracy=80.0)
+    page = Reader(report.page(None, tmp_path / "runs"))
+    assert not page.all("img") and sum("accuracy, %" in row for _, _, row in page.all("tr")) == 3
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there is nothing to report"):
         report.page(tmp_path / "empty", None)
