@@ -80,33 +80,6 @@ def test_a_part_in_a_group_of_its_own_is_frozen_with_its_bank():
     assert moved == {name for name in before if not name.startswith("stage1.")}
 
 
-class Bare(nn.Module):
-    """A part without biases, which asks its parameters where it is."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.ModuleList(nn.Linear(12, 12, bias=False) for _ in range(2))
-
-    def forward(self, x):
-        first = next(self.parameters())
-        x = x.to(first.device, first.dtype)
-        return self.inner[1](self.inner[0](x))
-
-
-def test_a_part_without_parameters_of_its_own_has_its_weights_for_those():
-    model, x = npas.share(nn.Sequential(Bare(), nn.Linear(12, 5)), 0.6), torch.ones(2, 12)
-    part = model.get_submodule("0")
-    assert [p.shape for p in part.parameters()] == [(12, 12)] * 2
-    assert len([*model.parameters()]) == 2 and not [*part.named_parameters()]
-    with pytest.raises(ValueError, match="can't optimize a non-leaf Tensor"):
-        torch.optim.SGD(part.parameters(), 0.1)
-    for twin in (model, copy.deepcopy(model).double(), pickle.loads(pickle.dumps(model))):
-        twin(x).sum().backward()
-    torch.compile(model, backend="eager", fullgraph=True)(x)
-    assert all(isinstance(p, nn.Parameter) for p in npas.materialize(model)[0].parameters())
-    assert "parameters" not in part.__dict__
-
-
 def test_an_optimizer_made_before_sharing_is_named_once():
     model = Mlp()
     optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()])

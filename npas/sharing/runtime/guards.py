@@ -1,9 +1,8 @@
 """Guards on methods that expect dense parameters, which a shared network no longer has.
 
 `guard` replaces methods of a network's modules: of Hugging Face models those that resize,
-re-initialize, tie and save, of submodules `requires_grad_` and `parameters`. Hooks handle state
-dicts of dense networks and of other plans. A guard does the right thing, warns, or says what to
-call instead.
+re-initialize, tie and save, of submodules `requires_grad_`. Hooks handle state dicts of dense
+networks and of other plans. A guard does the right thing, warns, or says what to call instead.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from npas.sharing.layers import PREFIX, SCALES
 from npas.sharing.runtime import audit, storage
@@ -44,8 +42,6 @@ def guard(root: nn.Module) -> None:
             own["save_pretrained"] = partial(_save_pretrained, module) if is_whole else _refuse_save
         if module is not root and reads:
             own["requires_grad_"] = partial(_requires_grad_, module)
-            if next(module.parameters(), None) is None:
-                own["parameters"] = partial(_parameters, module)
     root.register_load_state_dict_pre_hook(_refuse_others)
     root.register_state_dict_post_hook(_note_plan)
 
@@ -124,21 +120,6 @@ def _requires_grad_(part: nn.Module, requires_grad: bool = True) -> nn.Module:
     return type(part).requires_grad_(part, requires_grad)
 
 
-def _parameters(part: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
-    """Return the parameters of a part; if sharing left it none, its generated weights.
-
-    So `next(part.parameters()).device`, which many forwards ask for, works. torch (FSDP) and npas
-    get none of those, as they are no parameters.
-    """
-    found: list[Tensor] = [*type(part).parameters(part, recurse)]
-    compiles = torch.compiler.is_compiling()  # and cannot look at frames
-    if not found and (compiles or not caller(1).f_globals["__name__"].startswith(_PLAIN)):
-        for module in part.modules() if recurse else (part,):
-            if attachment := module.__dict__.get("_npas"):
-                found += [getattr(module, name) for name in attachment.layers]
-    return iter(found)
-
-
 def _note_plan(root: nn.Module, state: object, prefix: str, metadata: dict[str, Any]) -> None:
     """Write the plan's digest and scales to a state dict's metadata, which `torch.save` keeps."""
     shared = root.__dict__["_npas_shared"]
@@ -187,6 +168,5 @@ def _refuse_others(
         warnings.warn(reason, stacklevel=level_outside())
 
 
-_PLAIN = ("torch.", "npas.sharing.")
-_OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _requires_grad_, _parameters)
-_GUARDED = {*_METHODS, "save_pretrained", "requires_grad_", "parameters"}
+_OURS = (*_METHODS.values(), _refuse_save, _save_pretrained, _requires_grad_)
+_GUARDED = {*_METHODS, "save_pretrained", "requires_grad_"}
