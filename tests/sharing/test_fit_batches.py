@@ -180,3 +180,18 @@ def test_batches_that_do_not_fit_leave_the_network_as_it_was(batch):
             verb(model, 0.5, init="fit", batches=[*others, batch])
     assert model.training
     assert all(torch.equal(after, before[name]) for name, after in model.state_dict().items())
+
+
+class Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+
+def test_outputs_without_a_backward_are_refused_in_one_line():
+    model = drawn(make=pair)
+    model.register_forward_hook(lambda module, given, output: Forward.apply(output))
+    with pytest.raises(
+        ValueError, match=r"^batches\[0\] cannot be run backward .*leave batches out$"
+    ):
+        npas.share(model, 0.5, init="fit", batches=[torch.randn(9, 16)])

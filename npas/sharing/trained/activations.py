@@ -221,7 +221,13 @@ def _backward(found: Any, layers: Sequence[Layer], text_BL: Sequence[Tensor], se
                 products.append((own.float() * v).sum() / length)
     if products:
         weights = [layer.parameter for layer in layers]
-        torch.autograd.grad(torch.stack(products).sum(), weights, allow_unused=True)
+        try:
+            torch.autograd.grad(torch.stack(products).sum(), weights, allow_unused=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"batches[{seed}] cannot be run backward through the network ({one_line(error)}):"
+                " leave batches out"
+            ) from error
 
 
 @torch.no_grad()
