@@ -51,8 +51,8 @@ METHODS = (
 )
 LENGTH = 24  # tokens of a sentence; longer ones are cut
 POOL = 960  # training sentences, the same for every run; a seed draws their order
-# Chosen by the loss after 60 steps with seed 100, with fits that knew the layers' inputs alone; half of
-# the encoder should have a lower rate now. Fewer layers have their best cosine of three rates there.
+# Chosen by the loss after 60 steps with seed 100, with fits that knew the layers' inputs alone:
+# half of the encoder should have a lower rate now. Fewer layers: best cosine of three rates.
 RATES = {"fit": {0.5: 0.0003, 0.25: 0.0003}, "fresh": {}, "fewer": {0.5: 0.0003}}
 FRESH_RATE = 0.003
 SEEN = 400  # sentences for a fit with batches
