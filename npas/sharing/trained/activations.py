@@ -103,36 +103,31 @@ def _solve(factor: Tensor | None, matrix: Tensor) -> Tensor:
 
 
 @dataclass
-class _Seen:
-    """One call of a layer: inputs (M x N; of an embedding M indices) and gradients (M x R)."""
-
-    name: str
-    inputs: Tensor
-    gradients: Tensor | None = None
-
-
-@dataclass
 class _Sums:
     """The sums C and G of a layer before the division, and its number of inputs."""
 
+    is_embedding: bool
     c: Tensor | float = 0.0
     g: Tensor | float = 0.0
     total: float = 0.0  # of |x|^2 |g|^2
     squares: float = 0.0  # of (|x|^2 |g|^2)^2
     count: int = 0
 
-    def add(self, seen: _Seen, words: int) -> None:
-        """Add one call; `words` is an embedding's number of rows, or 0."""
-        x, g = seen.inputs, seen.gradients
-        size_M = torch.ones(len(x), dtype=torch.float64, device=x.device)  # |x|^2
-        slope_M = size_M if g is None else g.square().sum(1)
-        if words:
-            self.c = self.c + x.bincount(slope_M, minlength=words).cpu()
-        else:
-            size_M = x.square().sum(1)
-            self.c = self.c + _square(x * slope_M.sqrt()[:, None]).cpu()
-        if g is not None:
+    def add(self, module: nn.Module, inputs: Tensor, gradients: Tensor | None) -> None:
+        """Add a call's inputs and, if there are any, the gradients by its outputs."""
+        x = inputs.reshape(-1) if self.is_embedding else _flat(module, inputs).double()
+        size_M = x.square().sum(1) if x.dim() == 2 else torch.ones_like(x, dtype=torch.float64)
+        slope_M = torch.ones_like(size_M)  # |g|^2, as size_M is |x|^2
+        if gradients is not None:
+            if isinstance(module, nn.Conv2d):
+                gradients = gradients.movedim(-3, -1)
+            g = gradients.reshape(-1, gradients.shape[-1]).double()
+            slope_M = g.square().sum(1)
             self.g = self.g + _square(g * size_M.sqrt()[:, None]).cpu()
+        if isinstance(module, nn.Embedding):
+            self.c = self.c + x.bincount(slope_M, minlength=module.num_embeddings).cpu()
+        else:
+            self.c = self.c + _square(x * slope_M.sqrt()[:, None]).cpu()
         both_M = size_M * slope_M
         self.total += float(both_M.sum())
         self.squares += float(both_M.square().sum())
@@ -148,30 +143,23 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
     is reached.
     """
     sums: dict[str, _Sums] = {}
-    calls: list[_Seen] = []  # of a batch
+    calls: list[tuple[str, nn.Module, Tensor]] = []  # of layers, in a batch, with their inputs
     text_BL: list[Tensor] = []  # True for tokens, False for padding; empty without attention_mask
-    words: dict[str, int] = {}
+
+    def add(name: str, module: nn.Module, inputs: Tensor, gradients: Tensor | None) -> None:
+        own = sums.setdefault(name, _Sums(isinstance(module, nn.Embedding)))
+        own.add(module, inputs, gradients)
 
     def see(name: str, module: nn.Module, arguments: tuple[Any, ...], out: Tensor) -> None:
         if not arguments:  # called with keywords only
             return
-        inputs = arguments[0].detach()
-        kept = text_BL[0] if text_BL and inputs.shape[:2] == text_BL[0].shape else None
-        if isinstance(module, nn.Embedding):
-            words[name] = module.num_embeddings
-            flat_M = (inputs if kept is None else inputs[kept]).reshape(-1)
-        else:
-            flat_M = _flat(module, inputs if kept is None else inputs[kept]).double()
-        calls.append(own := _Seen(name, flat_M))
-
-        def keep(gradient: Tensor) -> None:
-            found = gradient.detach() if kept is None else gradient.detach()[kept]
-            if isinstance(module, nn.Conv2d):
-                found = found.reshape(-1, *found.shape[-3:]).flatten(2).transpose(1, 2)
-            own.gradients = found.reshape(-1, found.shape[-1]).double()
-
+        inputs: Tensor = arguments[0].detach()
+        kept: Any = ...  # all
+        if text_BL and inputs.shape[:2] == text_BL[0].shape:
+            kept = text_BL[0]
+        calls.append((name, module, inputs[kept]))
         if out.requires_grad:
-            out.register_hook(keep)
+            out.register_hook(lambda gradient: add(name, module, inputs[kept], gradient[kept]))
 
     hooks = []
     for layer in layers:
@@ -186,29 +174,29 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
             mask = tensors(batch).get("attention_mask")
             text_BL[:] = [] if mask is None else [torch.atleast_2d(mask).flatten(1) > 0]
             calls.clear()
-            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-                found = call(model, batch, f"batches[{i}]")
-                _backward(found, layers, text_BL, i)
-            for seen in calls:
-                sums.setdefault(seen.name, _Sums()).add(seen, words.get(seen.name, 0))
+            # cuDNN has no backward for RNNs in eval mode.
+            with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False), evaluating(model):
+                if not _backward(call(model, batch, f"batches[{i}]"), layers, text_BL, i):
+                    for seen in calls:
+                        add(*seen, None)
     finally:
         for hook in hooks:
             hook.remove()
-    if hooks and not sums:
+    if hooks and not sums and not calls:
         raise ValueError(
             "the batches reach no layer (linear, convolution or embedding, called as a module):"
             " leave them out, or pass the network before torch.compile"
         )
     has_gradients = any(isinstance(own.g, Tensor) and own.total for own in sums.values())
     return {
-        name: _root(name, own, name in words)
+        name: _root(name, own)
         for name, own in sums.items()
         if own.total and isinstance(own.g, Tensor) == has_gradients
     }
 
 
-def _backward(found: Any, layers: Sequence[Layer], text_BL: Sequence[Tensor], seed: int) -> None:
-    """Run <outputs, v> backward for random normal v; does nothing if no output has a gradient."""
+def _backward(found: Any, layers: Sequence[Layer], text_BL: Sequence[Tensor], seed: int) -> bool:
+    """Run <outputs, v> backward for random normal v; return whether any output has a gradient."""
     products = []
     draw = torch.Generator().manual_seed(seed)
     for own in _compared(found):
@@ -228,6 +216,7 @@ def _backward(found: Any, layers: Sequence[Layer], text_BL: Sequence[Tensor], se
                 f"batches[{seed}] cannot be run backward through the network ({one_line(error)}):"
                 " leave batches out"
             ) from error
+    return bool(products)
 
 
 @torch.no_grad()
@@ -280,19 +269,18 @@ def _square(rows_MN: Tensor) -> Tensor:
     return rows_MN.square().sum(0) if wide else rows_MN.T @ rows_MN
 
 
-def _root(name: str, own: _Sums, is_embedding: bool) -> Root:
-    """Return the factors of a layer's C and G, damped. Raises ValueError if one is not finite."""
+def _root(name: str, own: _Sums) -> Root:
+    """Return the factors of a layer's C and G. Raises ValueError if one is not finite."""
     c, g = torch.as_tensor(own.c), own.g
     if not (c.isfinite().all() and torch.as_tensor(g).isfinite().all()):
         raise ValueError(
             f"the batches give {name} inputs or gradients that are not finite: leave them out"
         )
-    if is_embedding:
-        c = c + UNSEEN * own.total / own.count
-    inputs = c.sqrt() / own.total**0.25 if is_embedding else _factor(c, own)
     outputs = _factor(g, own) if isinstance(g, Tensor) else None
-    left, right = (inputs, outputs) if is_embedding else (outputs, inputs)
-    return Root(left, right, has_gradients=isinstance(g, Tensor))
+    if own.is_embedding:
+        inputs = (c + UNSEEN * own.total / own.count).sqrt() / own.total**0.25
+        return Root(inputs, outputs, has_gradients=isinstance(g, Tensor))
+    return Root(outputs, _factor(c, own), has_gradients=isinstance(g, Tensor))
 
 
 def _factor(sums: Tensor, own: _Sums) -> Tensor:

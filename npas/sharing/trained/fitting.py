@@ -215,6 +215,8 @@ class _Choice:
 def _density(layers: Sequence[Layer], roots: Mapping[str, Root]) -> float:
     """Return the mean, per weight, of the outputs' squared error without it; 1 if unknown."""
     known = [own for own in layers if own.spec.name in roots and roots[own.spec.name].has_gradients]
+    if len(known) == len(layers):
+        return 1.0  # of no use
     errors = [float(roots[own.spec.name].weigh(matrix(own)).square().sum()) for own in known]
     return sum(errors) / sum(own.spec.size for own in known) if known else 1.0
 
