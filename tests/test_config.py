@@ -188,7 +188,6 @@ OTHER = {
     "trainer.device": "cpu",
     "trainer.gradient_dtype": "bf16",
     "data.verify": "warn",
-    "trackers": ["csv"],
     "wandb.mode": "online",
     "wandb.entity": "us",
     "wandb.group": "us",

@@ -52,3 +52,7 @@ def test_a_stored_config_of_an_earlier_version_is_read():
         "trainer": {"grad_accum_steps": 2},
         "task": {"pca_noise": 0.1},
     }
+
+
+def test_removed_keys_are_left_out_of_stored_configs():
+    assert renames.modernize({"trackers": ["wandb"], "seed": 1}) == {"seed": 1}

@@ -20,7 +20,7 @@ HASH_EXCLUDED = frozenset((
     "exp", "run_root", "resume", "force", "verbose", "dry_run", "data.root", "data.download",
     "data.workers", "distill.cache", "sharing.lsm_every", "sharing.recompute", "task.form",
     "task.max_damaged", "trainer.device", "trainer.checkpoint_every", "trainer.keep_last",
-    "trainer.log_every", "trackers", "wandb",
+    "trainer.log_every", "wandb",
 ))  # fmt: skip
 
 # How a batch is split. Batch norms see one part at a time, so these keys affect the result, but

@@ -26,6 +26,7 @@ VALUES: dict[str, dict[Any, Any]] = {  # by new full name, old value -> new one
     "data.val_fraction": {"45k": 0.1, "50k": 0.0},
     "optim.schedule": {"steps": "multistep"},
 }
+REMOVED = {"trackers"}  # left out of what earlier versions stored
 _FIRST_KEYS = {new: old for old, new in KEYS.items()}
 _FIRST_VALUES = {key: {new: old for old, new in values.items()} for key, values in VALUES.items()}
 
@@ -53,6 +54,8 @@ def modernize(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in node.items():
         key = f"{prefix}{name}"
+        if key in REMOVED:
+            continue
         key = new_name(key) or key
         if isinstance(value, Mapping):
             value = modernize(value, f"{key}.")

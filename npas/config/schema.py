@@ -176,10 +176,6 @@ class Config(Ranged):
     verbose: bool = False
     dry_run: bool = False
     recipe_version: int = RECIPE_VERSION
-    # In addition to log.jsonl.
-    trackers: list[Literal["wandb", "tensorboard", "csv"]] = field(
-        default_factory=lambda: ["wandb"]
-    )
     model: Any = field(default_factory=dict)
     task: Any = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)

@@ -65,15 +65,16 @@ class Experiment:
 
     def batches(self, epoch: int, first_step: int = 0, workers: int = 0) -> Iterator[Batch]:
         """Iterate over this process's parts of an epoch's batches, on its device."""
-        here = self.process
-        how: Any = {
-            "rank": here.rank,
-            "world": here.world,
-            "workers": workers,
-            "device": here.device,
-        }
-        size = self.config.batch_size
-        return base.batches(self.task, epoch, size, first_step=first_step, **how)
+        return base.batches(
+            self.task,
+            epoch,
+            self.config.batch_size,
+            first_step=first_step,
+            rank=self.process.rank,
+            world=self.process.world,
+            workers=workers,
+            device=self.process.device,
+        )
 
     def batch_arithmetic(self) -> str:
         """Return how a batch is split, as "128 = 4 ranks x 2 parts x 16"."""
@@ -210,8 +211,14 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
         proxy = {"groups": "single", "num_groups": None}
     drawn = sharing.plan(model, config.budget, **plan_keywords(config) | proxy)
     budget = config.budget if config.cap is None else spell_count(drawn.budget.allowed)
-    keys = ("generator", "include", "exclude", "allocator")
-    how: dict[str, Any] = {key: getattr(settings, key) for key in keys}
-    how |= {key: getattr(settings.search, key) for key in ("softmax", "templates")}
-    plan = plan_search(model, budget, **how)
+    plan = plan_search(
+        model,
+        budget,
+        generator=settings.generator,
+        include=settings.include,
+        exclude=settings.exclude,
+        allocator=settings.allocator,
+        softmax=settings.search.softmax,
+        templates=settings.search.templates,
+    )
     return api.apply(model, plan, seed=config.seed, recompute=settings.recompute)

@@ -55,9 +55,14 @@ class Journal(contextlib.ExitStack):
             "nodes": process.nodes,
             "parameters": None if plan is None else asdict(plan.budget),
         }
-        before = progress.logged, progress.wandb_id
-        how: Any = {"is_main": process.is_main, "facts": facts}
-        self.tracker = Tracker(experiment.config, run_dir, *before, **how)
+        self.tracker = Tracker(
+            experiment.config,
+            run_dir,
+            progress.logged,
+            progress.wandb_id,
+            is_main=process.is_main,
+            facts=facts,
+        )
         progress.wandb_id = self.tracker.wandb_id
         total = experiment.epochs * steps_per_epoch
         self.bar = Bar("", total, progress.step, lines=True) if process.is_main else None

@@ -100,8 +100,10 @@ def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
         vectors = {name: _plain(row) for name, row in zip(one, cosines, strict=True)}
         labels = groupings.by_agreement([*vectors.values()], num_groups)
     groups = groupings.named(dict(zip(vectors, labels, strict=True)), method)
-    took = outcome.epochs, outcome.steps, outcome.wall_s
-    return Grouping(method, config.seed, num_groups, *took, agreement, groups, vectors)
+    return Grouping(
+        method, config.seed, num_groups, outcome.epochs, outcome.steps, outcome.wall_s,
+        agreement, groups, vectors,
+    )  # fmt: skip
 
 
 def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Track a run: `log.jsonl` always; Weights & Biases, TensorBoard and a CSV file on request.
+"""Track a run: in `log.jsonl` always, in Weights & Biases on request.
 
 Result tables need only the run's own files. If another tracker raises an error, or W&B takes too
 long, one warning is logged and the run continues without it.
@@ -7,8 +7,6 @@ long, one warning is logged and the run continues without it.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import os
@@ -42,8 +40,6 @@ PREEMPTED_S = 5.0  # at the end of a preempted run, which is killed soon after
 
 def mode_of(config: Config) -> str:
     """Return W&B's mode: WANDB_MODE if set, else `wandb.mode`."""
-    if "wandb" not in config.trackers:
-        return "disabled"
     return os.environ.get("WANDB_MODE") or config.wandb.mode
 
 
@@ -76,7 +72,7 @@ def listening(listeners: Iterable[Listener]) -> Iterator[None]:
 
 
 class Tracker:
-    """Write a run's log records, dicts of plain numbers with a "step", to all its trackers."""
+    """Write a run's log records, dicts of plain numbers with a "step", to its log and W&B."""
 
     def __init__(
         self,
@@ -100,7 +96,6 @@ class Tracker:
         self.config = config
         self.file: Any = None
         self.wandb: _Background | None = None
-        self.tensorboard: _Background | None = None
         if not is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -109,10 +104,6 @@ class Tracker:
         write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self.lines = len(kept)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
-        if "tensorboard" in config.trackers:
-            first_step = kept[-1]["step"] + 1 if kept else 0
-            start = partial(_start_tensorboard, run_dir / "tensorboard", first_step)
-            self.tensorboard = _Background("tensorboard", "tensorboardX", start)
         mode = mode_of(config)
         if mode != "disabled":
             # Stored before the training, so that a killed run resumes under the same id.
@@ -128,13 +119,11 @@ class Tracker:
             self._call_wandb(lambda run: run.define_metric("*", step_metric="step"))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Write a record to all trackers; a number that is not finite becomes null."""
+        """Write a record to the log and W&B; a number that is not finite becomes null."""
         self.write(record)
         for listen in _listeners.get():
             listen(dict(record))
         self._call_wandb(lambda run: run.log(record))
-        if self.tensorboard is not None:
-            self.tensorboard.call(lambda writer: _add_scalars(writer, record))
 
     def write(self, record: dict[str, Any]) -> None:
         if self.file is not None:
@@ -170,10 +159,6 @@ class Tracker:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is not None:
             self.file.close()
-            if "csv" in self.config.trackers:
-                _write_csv(Path(self.file.name))
-        if self.tensorboard is not None:
-            self.tensorboard.close(lambda writer: writer.close())
         if self.wandb is not None:
             exit_code = int(error is not None or self.status != "done")
             self.wandb.close(lambda run: run.finish(exit_code=exit_code))
@@ -197,8 +182,7 @@ class _Background:
             # Not in the thread: a data worker forked during an import may wait for it forever.
             import_module(module)
         except Exception as error:
-            missing = isinstance(error, ImportError)
-            self._warn(f"pip install 'npas[{name}]'" if missing and name != "wandb" else error)
+            self._warn(error)
             return
         self.thread.start()
         self.started.wait(START_S)
@@ -243,34 +227,6 @@ class _Background:
             self.has_warned = True
             text = " ".join(str(why).split()) or type(why).__name__
             log.warning("continuing without %s: %s", self.name, text)
-
-
-def _start_tensorboard(folder: Path, first_step: int) -> Any:
-    """Open event files; earlier events from `first_step` on, of a resumed run, are purged."""
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=first_step or None)
-
-
-def _add_scalars(writer: Any, record: Mapping[str, Any]) -> None:
-    for name, value in record.items():
-        if name != "step" and isinstance(value, (int, float)):
-            writer.add_scalar(name, value, record["step"])
-
-
-def _write_csv(path: Path) -> None:
-    """Write a log's numbers to log.csv in its folder: a row per record, a column per name."""
-    records = _first_records(path)
-    names = list(dict.fromkeys(name for record in records for name in record))
-    names = [n for n in names if not any(isinstance(r.get(n), (list, dict)) for r in records)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    try:
-        write_whole(path.with_suffix(".csv"), text.getvalue())
-    except OSError as error:
-        log.warning("%s could not be written: %s", path.with_suffix(".csv"), error.strerror)
 
 
 def _start_wandb(

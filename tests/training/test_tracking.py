@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 
@@ -232,55 +231,3 @@ def test_a_hanging_call_is_one_warning(online, tmp_path, wandb, caplog, monkeypa
     assert time.monotonic() - started < 5
     (record,) = caplog.records
     assert "wandb sync" in record.getMessage()
-
-
-def events(folder):
-    """Read what TensorBoard would: records of length, checksum, an event, checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        while data:
-            size = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + size])
-            values = event.summary.value
-            found += [(event.step, each.tag, round(each.simple_value, 4)) for each in values]
-            data = data[16 + size :]
-    return found
-
-
-def test_tensorboard_and_a_csv_have_every_number(small, tmp_path):
-    config = small(trackers=["tensorboard", "csv"], wandb={"mode": "online"})
-    with Tracker(config, tmp_path, 0, None) as tracker:
-        tracker.log({"step": 1, "train/loss": 0.5})
-        tracker.write({"step": 1, "similarity": [[1.0]]})
-        tracker.log({"step": 2, "val/loss": 0.25, "note": "x"})
-        assert tracker.wandb is None and tracker.tensorboard is not None
-    found = [(1, "train/loss", 0.5), (2, "val/loss", 0.25)]
-    assert events(tmp_path / "tensorboard") == found
-    assert (
-        tmp_path / "log.csv"
-    ).read_text() == "step,train/loss,val/loss,note\n1,0.5,,\n1,,,\n2,,0.25,x\n"
-    with Tracker(config, tmp_path, 2, None) as tracker:  # goes on after the second line
-        tracker.log({"step": 2, "val/loss": 0.125})
-    assert (tmp_path / "log.csv").read_text().endswith("2,,0.125\n")
-    assert events(tmp_path / "tensorboard")[-1] == (2, "val/loss", 0.125)
-
-
-@pytest.mark.parametrize(
-    ("module", "line"),
-    [
-        (None, "pip install 'npas[tensorboard]'"),  # an import raises
-        (SimpleNamespace(SummaryWriter=Mock(side_effect=OSError("no space"))), "no space"),
-        (SimpleNamespace(SummaryWriter=Mock(return_value=Mock(spec=["close"]))), "add_scalar"),
-    ],
-)
-def test_what_tensorboard_raises_is_one_warning(small, tmp_path, monkeypatch, caplog, module, line):
-    caplog.set_level(logging.WARNING)
-    monkeypatch.setitem(sys.modules, "tensorboardX", module)
-    with Tracker(small(trackers=["tensorboard"]), tmp_path, 0, None) as tracker:
-        for step in (1, 2):
-            tracker.log({"step": step, "a": 1.0})
-    (record,) = caplog.records
-    assert line in record.getMessage() and len(lines(tmp_path)) == 2
