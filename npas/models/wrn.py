@@ -27,9 +27,8 @@ class Config(Ranged, section="model."):
 
     family: str = "wrn"
     depth: int = 28
-    width: Annotated[float, "[0.04, 100]"] = (
-        10  # fractions make narrower dense ones; below 0.04 a stage is empty
-    )
+    # Fractions make narrower dense ones; below 0.04 a stage is empty.
+    width: Annotated[float, "[0.04, 100]"] = 10
     dropout: Annotated[float, "[0, 1)"] = 0.0  # between the two convs of a block
 
     def __post_init__(self) -> None:

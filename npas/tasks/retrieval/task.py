@@ -60,9 +60,8 @@ class Config(Ranged, section="task."):
     vectors: str = "glove.6B.300d.txt"  # under data.root
     word_width: Annotated[int, "[1, 65536]"] = 300
     max_words: Annotated[int, "[1, 10000]"] = 32  # per sentence: the first ones
-    captions: Annotated[int, "[1, 5]"] = (
-        1  # per image in a batch, P: with 1 an epoch is all sentences, else all images
-    )
+    # Per image in a batch, P: with 1 an epoch is all sentences, else all images.
+    captions: Annotated[int, "[1, 5]"] = 1
     loss: Literal["hardest", "top"] = "hardest"
     margin: Annotated[float, "(0, inf)"] = 0.2
     beta: Annotated[float, "[0, 1)"] = 0.991
@@ -70,9 +69,8 @@ class Config(Ranged, section="task."):
     image_factor: Annotated[float, "[0, inf)"] = 1.5
     sentence_factor: Annotated[float, "[0, inf)"] = 0.1
     test: Literal["test", "testall"] = "test"
-    folds: Annotated[int, "[0, inf)"] = (
-        0  # equal parts of the split that are searched separately; 0: no folds
-    )
+    # Equal parts of the split that are searched separately; 0: no folds.
+    folds: Annotated[int, "[0, inf)"] = 0
     images: str = ""  # folder under data.root with images, <name>.jpg, for npas-eval show=
     scenes: Difficulty = field(default_factory=Difficulty)
     made: Made = field(default_factory=Made)

@@ -47,17 +47,14 @@ class Difficulty(Ranged, section="task.scenes."):
     colours: Annotated[int, "[1, 8]"] = 6
     sizes: Annotated[int, "[1, 3]"] = 2
     materials: Annotated[int, "[1, 4]"] = 3
-    palette: Annotated[int, "[1, inf)"] = (
-        3  # most shapes, and colours, in one scene: fewer make things more similar
-    )
+    # Most shapes, and colours, in one scene: fewer make things more similar.
+    palette: Annotated[int, "[1, inf)"] = 3
     relations: Annotated[float, "[0, 1]"] = 0.35  # fraction of phrases that refer by a neighbour
-    pronouns: Annotated[float, "[0, 1]"] = (
-        0.1  # fraction of captions with an "it", which alone identifies no box
-    )
+    # Fraction of captions with an "it", which alone identifies no box.
+    pronouns: Annotated[float, "[0, 1]"] = 0.1
     groups: Annotated[float, "[0, 1]"] = 0.15  # fraction of captions about several things at once
-    proposals: Annotated[int, "[1, 1000]"] = (
-        20  # boxes per image; those that are not of things are distractors
-    )
+    # Boxes per image; those that are not of things are distractors.
+    proposals: Annotated[int, "[1, 1000]"] = 20
     jitter: Annotated[float, "[0, 0.5]"] = 0.1  # of a proposal's edges, as a fraction of the side
     noise: Annotated[float, "[0, 100]"] = 10.0  # standard deviation of pixels and colours, of 255
     height: Annotated[int, "[64, 1024]"] = 96  # pixels
