@@ -37,8 +37,10 @@ def find_folder(
 
     repository, _, revision = name.partition("@")
     how: Any = {"allow_patterns": list(files)} | ({"revision": revision} if revision else {})
-    why = "nothing is downloaded with data.download=false"
-    for offline in (True, False) if download else (True,):
+    why, attempts = "nothing is downloaded with data.download=false", [True, False][: 1 + download]
+    if name.count("/") > 1:
+        why, attempts = "it cannot be had from the Hugging Face hub, where names are USER/NAME", []
+    for offline in attempts:
         try:
             with quietly():
                 snapshot = Path(snapshot_download(repository, local_files_only=offline, **how))
