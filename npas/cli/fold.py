@@ -10,7 +10,6 @@ matrix (`lsm`), its history if logged (`lsm_epochs`) and the folded architecture
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import json
@@ -24,6 +23,7 @@ from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.reporting.folds import FILE_NAME
 from npas.utils.checks import above, at_least, at_most, join
+from npas.utils.json_data import read_log
 from npas.utils.printing import figure
 
 if TYPE_CHECKING:
@@ -224,15 +224,12 @@ def _logged(run: str) -> list[dict[str, Any]]:
     from npas.training.checkpoint import find_checkpoint
     from npas.training.state import LOG_FILE
 
-    log = runs.folder_of(run) / LOG_FILE
     last = find_checkpoint(Path(run)).progress.step
-    found = []
-    for line in log.read_bytes().splitlines() if log.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # lines without, or cut short
-            entry = json.loads(line)
-            if entry["step"] <= last:
-                found.append({key: entry[key] for key in ("epoch", "similarity")})
-    return found
+    return [
+        {"epoch": record["epoch"], "similarity": record["similarity"]}
+        for record in read_log(runs.folder_of(run) / LOG_FILE)
+        if "similarity" in record and record["step"] <= last
+    ]
 
 
 def _draw(record: dict[str, Any], out: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from typing import Any
 from npas.config import canonical_budget, flat
 from npas.config.renames import modernize
 from npas.utils.git import PACKAGE_FOLDER
-from npas.utils.json_data import read_json
+from npas.utils.json_data import read_json, read_log
 
 RESULT, CONFIG, LOG = "result.json", "config.yaml", "log.jsonl"
 UNFINISHED = "unfinished"  # without a result: in training, or killed
@@ -196,19 +196,10 @@ def curves(run: Run) -> dict[str, dict[int, float]]:
     skipped.
     """
     found: dict[str, dict[int, float]] = {}
-    try:
-        lines = Path(run.folder, LOG).read_bytes().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
+    for record in read_log(Path(run.folder, LOG)):
         for name, value in record.items():
             if name.startswith(("train/", "val/", "test/")) and isinstance(value, (int, float)):
-                found.setdefault(name, {})[step] = value
+                found.setdefault(name, {})[record["step"]] = value
     if not found and run.result and (history := run.result.get("history")):
         epochs = history.get("epoch", [])
         for name, column in history.items():

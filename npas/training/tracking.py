@@ -26,7 +26,9 @@ from npas.config import Config, flat, to_dict
 from npas.tasks.common.files import write_whole
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.state import AVERAGED, ID_FILE, LOG_FILE
+from npas.utils.checks import one_line
 from npas.utils.git import PACKAGE_FOLDER
+from npas.utils.json_data import read_log
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +97,12 @@ class Tracker:
         self.status = "failed"  # until `ended` is called
         self.config = config
         self.file: Any = None
-        self.wandb: _Background | None = None
+        self.wandb: _Wandb | None = None
         if not is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / LOG_FILE
-        kept = _first_records(path, logged)
+        kept = read_log(path, logged)
         write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self.lines = len(kept)
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
@@ -113,8 +115,8 @@ class Tracker:
             except OSError as error:
                 log.warning("W&B cannot resume this run: %s: %s", ID_FILE, error.strerror)
             start = partial(_start_wandb, mode, config, run_dir, self.wandb_id, dict(facts or {}))
-            rest = f": `wandb sync --include-online {run_dir / 'wandb'}/*run-*`"
-            self.wandb = _Background("wandb", "wandb", start, rest)
+            remedy = f"`wandb sync --include-online {run_dir / 'wandb'}/*run-*`"
+            self.wandb = _Wandb(start, remedy)
             # Plot over our own step count: W&B would drop repeated steps.
             self._call_wandb(lambda run: run.define_metric("*", step_metric="step"))
 
@@ -164,69 +166,61 @@ class Tracker:
             self.wandb.close(lambda run: run.finish(exit_code=exit_code))
 
 
-class _Background:
-    """Call another library in a thread of its own, so that it can neither delay nor end a training.
+class _Wandb(threading.Thread):
+    """Call W&B in a thread of its own, so that it can neither delay nor end a training.
 
-    Whatever it raises is one warning. `start` returns the object that later calls are made with.
+    `begin` returns the W&B run with which the later calls are made. Whatever they raise, even
+    SystemExit, is one warning.
     """
 
-    def __init__(self, name: str, module: str, start: Callable[[], Any], rest: str = "") -> None:
-        self.name, self.start, self.rest = name, start, rest
+    def __init__(self, begin: Callable[[], Any], remedy: str) -> None:
+        super().__init__(name="wandb", daemon=True)
+        self.begin, self.remedy = begin, remedy
         self.patience_s = FINISH_S
         self.has_warned = False
         self.calls: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
-        self.finish: Callable[[Any], object] = lambda _: None
-        self.started = threading.Event()
-        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.has_begun = threading.Event()
         try:
             # Not in the thread: a data worker forked during an import may wait for it forever.
-            import_module(module)
+            import_module("wandb")
         except Exception as error:
             self._warn(error)
             return
-        self.thread.start()
-        self.started.wait(START_S)
+        self.start()
+        self.has_begun.wait(START_S)
 
     def call(self, call: Callable[[Any], object]) -> None:
-        if self.thread.is_alive():
+        if self.is_alive():
             self.calls.put(call)
 
     def close(self, finish: Callable[[Any], object]) -> None:
         """Make the last call and wait for it, but not longer than `patience_s`."""
-        self.finish = finish
-        self.calls.put(None)
-        if self.thread.is_alive():
-            self.thread.join(self.patience_s)
-        if self.thread.is_alive():
-            self._warn(f"not all was sent in {self.patience_s:g} s{self.rest}")
+        if self.is_alive():
+            self.calls.put(finish)
+            self.calls.put(None)
+            self.join(self.patience_s)
+        if self.is_alive():
+            self._warn(f"not all was sent in {self.patience_s:g} s: {self.remedy}")
         self.has_warned = True  # no warnings after the command's last line
 
-    def _work(self) -> None:
-        # W&B may raise anything, even SystemExit. None of it may end the run.
+    def run(self) -> None:
         try:
-            target = self.start()
+            run = self.begin()
         except BaseException as error:  # no key, no network, a full disk, a changed interface
             self._warn(error)
             return
         finally:
-            self.started.set()
-        try:
-            while (call := self.calls.get()) is not None:
-                call(target)
-        except BaseException as error:
-            self._warn(error)
-            while self.calls.get() is not None:
-                pass
-        try:
-            self.finish(target)
-        except BaseException as error:
-            self._warn(error)
+            self.has_begun.set()
+        for call in iter(self.calls.get, None):
+            try:
+                call(run)
+            except BaseException as error:
+                self._warn(error)
 
     def _warn(self, why: BaseException | str) -> None:
         if not self.has_warned:
             self.has_warned = True
-            text = " ".join(str(why).split()) or type(why).__name__
-            log.warning("continuing without %s: %s", self.name, text)
+            log.warning("continuing without wandb: %s", one_line(why) or type(why).__name__)
 
 
 def _start_wandb(
@@ -292,13 +286,3 @@ def _stored_id(run_dir: Path) -> str | None:
     file = run_dir / ID_FILE
     found = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
     return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None
-
-
-def _first_records(path: Path, count: int | None = None) -> list[dict[str, Any]]:
-    """Return the first `count` records of a log, without damaged lines, which count too."""
-    records = []
-    for line in path.read_bytes().splitlines()[:count] if path.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # of a kill or a full disk
-            record = json.loads(line)
-            records += [record] if isinstance(record["step"], int) else []
-    return records

@@ -5,6 +5,7 @@ Unlike for a config (`npas.config.typed`), types are not converted: npas wrote t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -24,6 +25,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_log(path: Path, count: int | None = None) -> list[dict[str, Any]]:
+    """Return the records with a step in a log.jsonl, or in its first `count` lines, if it exists.
+
+    A line that was damaged, by a kill or a full disk, is left out.
+    """
+    records = []
+    for line in path.read_bytes().splitlines()[:count] if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+    return records
 
 
 def decode(kind: Any, value: object, where: str = "", optional: Collection[str] = ()) -> Any:
