@@ -57,18 +57,16 @@ def run(options: Evaluate) -> Job:
     )
     from npas.sharing.compression.artifact import read_artifact
     from npas.training.metrics import Diverged, measure
-    from npas.training.precision import Precision
 
     if options.artifact is not None:
         read_artifact(options.artifact, experiment.model)
-    config, task, device = experiment.config, experiment.task, experiment.process.device
-    precision = Precision(config.precision, device)
+    task = experiment.task
     shown: list[Shown] = []
     if options.show:
-        with precision.autocast():
+        with experiment.precision.autocast():
             shown = task.examples(experiment.model, options.split, options.show)
     try:
-        metrics = measure(experiment, precision, options.split)
+        metrics = measure(experiment, options.split)
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))

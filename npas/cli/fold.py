@@ -176,9 +176,7 @@ def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Any]) -> dic
 
 def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, float | None]:
     """Evaluate; metrics that are not finite become None, for JSON."""
-    from npas.training.precision import Precision
-
-    with Precision(experiment.config.precision, experiment.process.device).autocast():
+    with experiment.precision.autocast():
         metrics = experiment.task.evaluate(model, split)
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
@@ -188,20 +186,16 @@ def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
 
     They are of the last epoch: a curriculum's first epochs are easier.
     """
-    from npas.tasks import base
-
-    config, task, device = experiment.config, experiment.task, experiment.process.device
-    seen = base.batches(task, config.epochs - 1, config.batch_size, device=device)
-    return [task.preprocess(batch.inputs) for batch in itertools.islice(seen, max(1, batches))]
+    seen = itertools.islice(experiment.batches(experiment.config.epochs - 1), max(1, batches))
+    return [experiment.task.preprocess(batch.inputs) for batch in seen]
 
 
 def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]) -> bool:
     """Recompute batch norm statistics; return whether the network has any."""
     from npas.tasks.base import outputs
     from npas.training.averaging import measure_statistics
-    from npas.training.precision import Precision
 
-    with Precision(experiment.config.precision, experiment.process.device).autocast():
+    with experiment.precision.autocast():
         return measure_statistics(model, lambda: [outputs(model, given) for given in inputs])
 
 

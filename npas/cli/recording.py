@@ -33,19 +33,23 @@ from npas.reporting.results import (
     Search,
     Split,
 )
+from npas.sharing.compression.artifact import read_artifact, write_artifact
 from npas.tasks.common import files
 from npas.training import Experiment, Outcome, pruning
-from npas.training.artifact import export
 from npas.training.checkpoint import Checkpoints, Progress
-from npas.training.dry_run import advise_on_memory
 from npas.training.meter import Diverged
+from npas.training.metrics import measure
+from npas.training.preparation import advise_on_memory
+from npas.training.state import load_weights
 from npas.utils import signals
+from npas.utils.packing import Artifact
 from npas.utils.processes import Refused
 
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = "out of memory"
+ARTIFACT_FILE = "artifact.npas"
 REMEDY = "free space and run the same command: it resumes"
 
 
@@ -82,7 +86,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                     experiment.task.write_predictions("test", folder)
                 if outcome.status == "done" and config.exports:
                     try:
-                        artifact = export(experiment, folder)
+                        artifact = _export(experiment, folder)
                     except (Refused, Diverged) as error:  # the trained weights are saved
                         outcome = dataclasses.replace(outcome, status="failed", error=str(error))
         except Refused:
@@ -104,6 +108,28 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
         raise app.Reported
     process.gather(None)  # a launcher may kill the others when the first process exits
     return result
+
+
+def _export(experiment: Experiment, folder: Path) -> Artifact:
+    """Write the newest checkpoint's network to `folder`, read it back and evaluate it on test data.
+
+    Call it in all processes. The experiment's network then has the weights read back. Raises
+    Refused, and writes nothing, if the artifact exceeds the budget in bytes.
+    """
+    config, model, process = experiment.config, experiment.model, experiment.process
+    path, found = folder / ARTIFACT_FILE, None
+    with process.together():
+        if process.is_main:
+            path.unlink(missing_ok=True)  # an artifact of older weights
+            newest = Checkpoints(folder / "checkpoints").newest()
+            assert newest is not None
+            load_weights(model, newest)
+            found = write_artifact(model, path, **config.artifact.keywords, cap=config.cap)
+            read_artifact(path, model)
+    found = process.from_leader(found)
+    assert found is not None
+    process.share_all(model)
+    return dataclasses.replace(found, metrics=measure(experiment, "test"))
 
 
 def _cut_short(status: str, folder: Path, started: float, error: str | None = None) -> Outcome:

@@ -195,7 +195,7 @@ def _try(config: Config, folder: Path) -> Job:
     """Take one step of the run and write nothing."""
     from npas.cli.recording import check_writable
     from npas.training import build, prepare
-    from npas.training.dry_run import one_step
+    from npas.training.preparation import one_step
 
     check_writable(config, folder)
     data = dataclasses.replace(config.data, download=False)  # a download would write files

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from npas.training.experiment import Experiment
-from npas.training.precision import Precision
 
 BATCHES = 50  # most training batches used to recompute batch norm statistics
 
@@ -81,9 +80,7 @@ def measure_statistics(model: nn.Module, run: Callable[[], object]) -> bool:
     return bool(norms)
 
 
-def renew_statistics(
-    experiment: Experiment, averaged: AveragedWeights | None, precision: Precision, epoch: int
-) -> None:
+def renew_statistics(experiment: Experiment, averaged: AveragedWeights | None, epoch: int) -> None:
     """Recompute the averaged weights' batch norm statistics on the epoch's first batches.
 
     Averaged statistics belong to earlier weights and fit the averaged weights badly, most of all in
@@ -95,7 +92,7 @@ def renew_statistics(
         batches = experiment.batches(epoch, workers=config.data.workers)
         for batch in itertools.islice(batches, BATCHES):
             for part in batch.parts(config.trainer.grad_accum_steps):
-                with precision.autocast():
+                with experiment.precision.autocast():
                     experiment.task.loss(model, part)
 
     if averaged is not None:

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
 from npas.sharing.trained.distillation import distillation_loss, logits
-from npas.tasks import base
 from npas.tasks.base import Batch, Task
 from npas.training import initial
 from npas.training.experiment import Experiment, build_network, to_device
@@ -112,12 +111,7 @@ def prepare(experiment: Experiment) -> None:
         raise ValueError(f"distill.teacher={name}: {error}") from None
     to_device(teacher, process.device)
     learner = Distilled(config, task, experiment.model, teacher)
-    local = base.rank_share(config.batch_size, process.world, config.trainer.grad_accum_steps)
-    batch = next(
-        base.batches(
-            task, 0, local * process.world, rank=0, world=process.world, device=process.device
-        )
-    )
+    batch = next(experiment.batches(epoch=0)).parts(config.trainer.grad_accum_steps)[0]
     was_training = experiment.model.training
     experiment.model.eval()
     with torch.no_grad():

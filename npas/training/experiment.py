@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from npas.tasks.base import Batch, Learner, Task
 from npas.training import seeding
 from npas.training.distributed import Process, this_process
 from npas.training.grouping import SEARCH, TRAIN, Grouping
+from npas.training.precision import Precision
 
 # Keys of `sharing` that do not change the plan.
 OF_TRAINING = {"search", "recompute", "recurrence_weight", "lsm_every", "init", "fit_batches"}
@@ -52,6 +54,11 @@ class Experiment:
     def learner(self) -> Learner:
         """What computes the training loss: the task, or the task with a teacher."""
         return self.distilled or self.task
+
+    @functools.cached_property
+    def precision(self) -> Precision:
+        """The compute dtype. Raises ValueError if the device cannot compute in it."""
+        return Precision(self.config.precision, self.process.device)
 
     @property
     def epochs(self) -> int:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from npas.config import DENSE
-from npas.training.experiment import Experiment
 from npas.training.grouping import TRAIN
 from npas.training.meter import Diverged, peak_memory_bytes
 from npas.training.metrics import Norms, layer_similarity, norms_at_divergence
@@ -40,11 +38,10 @@ class Outcome:
 class Journal(contextlib.ExitStack):
     """Record one training within a `with` block."""
 
-    def __init__(
-        self, experiment: Experiment, run_dir: Path, state: TrainState, steps_per_epoch: int
-    ) -> None:
+    def __init__(self, state: TrainState, steps_per_epoch: int) -> None:
         super().__init__()
-        process, progress, plan = experiment.process, state.progress, experiment.allocation
+        experiment, process, progress = state.experiment, state.process, state.progress
+        plan = experiment.allocation
         assert plan or experiment.config.budget == DENSE, "prepare shares a fit"
         self.experiment = experiment
         self.state = state
@@ -57,7 +54,7 @@ class Journal(contextlib.ExitStack):
         }
         self.tracker = Tracker(
             experiment.config,
-            run_dir,
+            state.run_dir,
             progress.logged,
             progress.wandb_id,
             is_main=process.is_main,

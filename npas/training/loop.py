@@ -39,14 +39,14 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     config, task, model = experiment.config, experiment.task, experiment.model
     process, epochs = experiment.process, experiment.epochs
     learner, reward = experiment.learner, experiment.recurrence_weight
+    precision = experiment.precision
     measures = experiment.stage == TRAIN
     check_parts(experiment)
     task.setup()
     steps_per_epoch = task.steps_per_epoch(config.batch_size)
     optimizer = build_optimizer(model, config.optim)
-    precision = Precision(config.precision, process.device)
     seeding.seed_torch(config.seed, "dropout", process.rank)
-    state = TrainState(experiment, optimizer, precision, run_dir)
+    state = TrainState(experiment, optimizer, run_dir)
     state.resume()
     if config.compile:
         model.compile()  # in place: names in the state dict do not change
@@ -54,7 +54,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
     every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
-    journal = Journal(experiment, run_dir, state, steps_per_epoch)
+    journal = Journal(state, steps_per_epoch)
     vote = StopVote(process, progress.elapsed_s, state.elapsed_s)
     most_s = config.trainer.max_seconds if measures else None
 
@@ -95,7 +95,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                         return journal.outcome("preempted")
                     if vote.is_over(most_s):
                         break
-                renew_statistics(experiment, state.averaged, precision, progress.epoch)
+                renew_statistics(experiment, state.averaged, progress.epoch)
                 progress.epoch = progress.step // steps_per_epoch  # unchanged if time ran out
                 if task.has_validation and measures:
                     journal.report(validate(state, task, steps_per_epoch))

@@ -12,18 +12,15 @@ from npas.tasks.base import Task
 from npas.training.averaging import AveragedWeights
 from npas.training.experiment import Experiment
 from npas.training.meter import Diverged as Diverged
-from npas.training.precision import Precision
 from npas.training.state import TrainState
 
 Norms = dict[str, dict[str, float | None]]
 
 
-def measure(
-    experiment: Experiment, precision: Precision, split: str, step: int | None = None
-) -> dict[str, float]:
+def measure(experiment: Experiment, split: str, step: int | None = None) -> dict[str, float]:
     """Evaluate on "val" or "test" in all processes. Raises Diverged if a metric is not finite."""
     model, process = experiment.model, experiment.process
-    with precision.autocast():
+    with experiment.precision.autocast():
         process.share(model.buffers())  # each has its own batch norm statistics
         metrics = experiment.task.evaluate(model, split, rank=process.rank, world=process.world)
     if not all(math.isfinite(value) for value in metrics.values()):
@@ -33,7 +30,7 @@ def measure(
 
 def _measure(state: TrainState, split: str, averaged: AveragedWeights | None) -> dict[str, float]:
     with averaged.in_place() if averaged else contextlib.nullcontext():
-        return measure(state.experiment, state.precision, split, state.progress.step)
+        return measure(state.experiment, split, state.progress.step)
 
 
 def validate(state: TrainState, task: Task, steps_per_epoch: int) -> dict[str, float]:

@@ -35,7 +35,6 @@ from npas.training.experiment import Experiment
 from npas.training.grouping import SEARCH, TRAIN, Grouping
 from npas.training.journal import Outcome
 from npas.training.loop import train
-from npas.training.precision import Precision
 from npas.training.state import starts_again, to_resume
 
 log = logging.getLogger(__name__)
@@ -123,7 +122,7 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     batches = itertools.chain.from_iterable(
         map(experiment.batches, itertools.count(search_epochs(config)))
     )
-    precision = Precision(config.precision, process.device)
+    precision = experiment.precision
     scale = FP16_SCALE if precision.scaler else 1.0
     wanted = [parameters[name] for name in names]
     for i, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):

@@ -32,7 +32,6 @@ from npas.training.checkpoint import (
 from npas.training.experiment import Experiment
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.meter import Meter
-from npas.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +44,13 @@ class TrainState:
     """All state of a training, to be saved and restored at any step."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        run_dir: Path,
+        self, experiment: Experiment, optimizer: torch.optim.Optimizer, run_dir: Path
     ) -> None:
         self.experiment = experiment
         self.config, self.process = experiment.config, experiment.process
         self.model = experiment.model
         self.architecture = models.architecture_of(self.config.model, self.model)
         self.optimizer = optimizer
-        self.precision = precision
         self.meter = Meter(self.process)
         decay = self.config.optim.ema_decay
         averages = decay > 0 and experiment.stage == TRAIN
@@ -85,7 +79,7 @@ class TrainState:
         self.progress.elapsed_s, self.since = self.elapsed_s(), time.perf_counter()
         if not self.process.is_main:
             return
-        scaler, grouping = self.precision.scaler, self.experiment.grouping
+        scaler, grouping = self.experiment.precision.scaler, self.experiment.grouping
         shares = install.is_shared(self.model)
         state = {
             "progress": asdict(self.progress),
@@ -166,7 +160,7 @@ class TrainState:
                 tensor.copy_(saved[name])
             if self.averaged:
                 self.averaged.load(found.tensors(AVERAGED))
-            if scaler := self.precision.scaler:
+            if scaler := self.experiment.precision.scaler:
                 scaler.load_state_dict(found.state["scaler"])
             if found.state.get("ranks") == self.process.world:
                 own = f"{self.process.rank}/"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from command_line import SMALL
 
+from npas.cli.recording import ARTIFACT_FILE
 from npas.reporting import results
-from npas.training import artifact
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run, exported):
     result = results.read(exported)
     found = result.artifact
     assert found is not None and result.budget is not None and result.metrics is not None
-    size = (exported / artifact.FILE_NAME).stat().st_size
+    size = (exported / ARTIFACT_FILE).stat().st_size
     assert found.bytes == size < found.bytes_before_compression <= found.cap == 12_000
     assert (found.bits, found.scheme, found.compression) == (8, "rows", "zlib")
     assert result.budget.asked == "12KB" and result.budget.used > 6_000
@@ -36,7 +36,7 @@ def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run, exported):
     assert found.metrics != result.metrics.last  # it was quantized
 
     words = ("npas-eval", f"run={exported}", "format=json", "device=cpu")
-    answer = run(*words, f"artifact={exported / artifact.FILE_NAME}")
+    answer = run(*words, f"artifact={exported / ARTIFACT_FILE}")
     assert json.loads(answer.out) == found.metrics
     assert json.loads(run(*words).out) == result.metrics.last
 
@@ -50,7 +50,7 @@ def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
 
     folder = Path(shutil.copytree(exported, "copy"))
     assert run("npas-export", f"run={folder}", "format=artifact").code == 0
-    own, again = folder / artifact.FILE_NAME, folder / "export" / artifact.FILE_NAME
+    own, again = folder / ARTIFACT_FILE, folder / "export" / ARTIFACT_FILE
     assert own.read_bytes() == again.read_bytes()
     answer = run("npas-eval", f"run={folder}", "artifact=small.npas")
     assert answer.code == 2 and answer.err.count("\n") == 1
@@ -71,7 +71,7 @@ def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run):
     result = results.read(folder)
     assert result.status == "failed" and result.artifact is None
     assert result.metrics is not None and result.error is not None and result.error in line
-    assert not (folder / artifact.FILE_NAME).exists()
+    assert not (folder / ARTIFACT_FILE).exists()
     assert run("npas-eval", f"run={folder}").code == 0
     answer = run("npas-export", f"run={folder}", "format=artifact")
     assert answer.code == 2 and "more than the 12KB" in answer.err

@@ -15,7 +15,6 @@ from npas.training import build
 from npas.training.distributed import Process
 from npas.training.metrics import final_metrics, validate
 from npas.training.optim import build_optimizer
-from npas.training.precision import Precision
 from npas.training.state import TrainState
 
 
@@ -48,15 +47,14 @@ def measure_chosen(rank, world, config, folder):
     """Let the first epoch be the best of two, and write down what each rank's test set says."""
     torch.set_num_threads(1)
     experiment = build(config)
-    experiment.process = process = Process(rank, world, torch.device("cpu"))
+    experiment.process = Process(rank, world, torch.device("cpu"))
     if world > 1:
         store = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     task, model = experiment.task, experiment.model
     task.setup()
     optimizer = build_optimizer(model, config.optim)
-    precision = Precision(config.precision, process.device)
-    state = TrainState(experiment, optimizer, precision, Path(folder) / f"run-{world}")
+    state = TrainState(experiment, optimizer, Path(folder) / f"run-{world}")
     for epoch in (1, 2):
         state.progress.epoch = state.progress.step = epoch
         if epoch == 1:  # of the second nothing is measured, and the first stays the best
