@@ -13,12 +13,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.config import SYNTHETIC
-from npas.utils.checks import at_least, at_most
+from npas.utils.checks import Ranged
 
 if TYPE_CHECKING:
     from npas.tasks.base import Shown
@@ -29,20 +29,16 @@ MOST_SHOWN = 200  # samples on a page
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Ranged):
     """The keys of npas-eval; `show` samples are drawn with the outputs, or printed if text."""
 
     run: str
     artifact: str | None = None
     split: Literal["test", "val"] = "test"
-    show: int = 0
+    show: Annotated[int, f"[0, {MOST_SHOWN}]"] = 0
     format: Literal["table", "json"] = "table"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: runs.Data = field(default_factory=runs.Data)
-
-    def __post_init__(self) -> None:
-        at_least("show", self.show, 0)
-        at_most("show", self.show, MOST_SHOWN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,12 +17,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
 from npas.reporting.folds import FILE_NAME
-from npas.utils.checks import above, at_least, at_most, join
+from npas.utils.checks import Ranged, join, within
 from npas.utils.json_data import read_log
 from npas.utils.printing import figure
 
@@ -42,7 +42,7 @@ CANDIDATES = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0
 
 
 @dataclass(frozen=True)
-class Fold:
+class Fold(Ranged):
     """The keys of npas-fold.
 
     Layers whose coefficients' cosine is at least `threshold` are tied; auto takes the one of
@@ -53,19 +53,17 @@ class Fold:
 
     run: str
     threshold: float | Literal["auto"] = 0.99
-    tolerance: float = 0.5
-    recalibrate: int = 20
+    tolerance: Annotated[float, "[0, inf)"] = 0.5
+    recalibrate: Annotated[int, "[0, inf)"] = 20
     split: Literal["test", "val"] = "test"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: str | None = None
     data: runs.Data = field(default_factory=runs.Data)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.threshold, float):
-            above("threshold", self.threshold, 0)
-            at_most("threshold", self.threshold, 1)
-        at_least("tolerance", self.tolerance, 0)
-        at_least("recalibrate", self.recalibrate, 0)
+            within("threshold", self.threshold, "(0, 1]")
         app.check_out(self.out)
 
 

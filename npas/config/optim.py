@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from npas.utils.checks import Ranged, intervals
+from npas.utils.checks import Ranged, within
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OptimConfig(Ranged, section="optim."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        intervals("optim.", self, min_lr=f"[0, {self.lr}]")
+        within("optim.min_lr", self.min_lr, f"[0, {self.lr}]")
         for key in ("bank_lr", "coefficient_lr"):
             if self.name == "muon" and getattr(self, key) is not None:
                 raise ValueError(f"optim.name=muon ignores optim.{key}: set optim.muon.{key}")

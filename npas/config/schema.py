@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from npas.config.optim import OptimConfig
 from npas.config.sharing import LONGEST, SharingConfig
 from npas.utils.budget import parse_budget
-from npas.utils.checks import Ranged, at_least, below, intervals
+from npas.utils.checks import Ranged, within
 from npas.utils.packing import Packing
 
 # Raise it when a fix changes the results of an unchanged config: results before and after cannot be
@@ -108,11 +108,9 @@ class PruningConfig(Ranged, section="pruning."):
         super().__post_init__()
         amounts = self.amount if isinstance(self.amount, dict) else {"": self.amount}
         for pattern, amount in amounts.items():
-            key = f"pruning.amount.{pattern}" if pattern else "pruning.amount"
-            at_least(key, amount, 0)
-            below(key, amount, 1)
+            within(f"pruning.amount.{pattern}" if pattern else "pruning.amount", amount, "[0, 1)")
         first = self.start if self.schedule == "gradual" else 0
-        intervals("pruning.", self, end=f"[{first}, 1)")
+        within("pruning.end", self.end, f"[{first}, 1)")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from npas.utils import plugins
-from npas.utils.checks import Ranged, intervals, join, near
+from npas.utils.checks import Ranged, join, near, within
 
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
@@ -136,8 +136,8 @@ class SharingConfig(Ranged, section="sharing."):
                 "sharing.recurrence_weight: set it to 0, or "
                 + ("set sharing.templates" if fitted else "choose sharing.generator=wavg or emb")
             )
-        if self.templates != "layers":
-            intervals("sharing.", self, templates=f"[1, {MOST_TEMPLATES}]")
+        if isinstance(self.templates, int):
+            within("sharing.templates", self.templates, f"[1, {MOST_TEMPLATES}]")
 
     @property
     def is_structured(self) -> bool:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from npas.models import InputSpec, _hub
-from npas.utils.checks import intervals
+from npas.utils.checks import within
 
 
 def depth(config: Any, kind: str, step: int, rest: int, most: int = 1000) -> None:
     """Raise ValueError unless the depth is `step` * n + `rest`, with n at least 1."""
-    intervals("model.", config, depth=f"[{step + rest}, {most}]")
+    within("model.depth", config.depth, f"[{step + rest}, {most}]")
     if more := (config.depth - rest) % step:
         below = config.depth - more
         raise ValueError(
@@ -26,7 +26,7 @@ def depth(config: Any, kind: str, step: int, rest: int, most: int = 1000) -> Non
 
 def divides(config: Any, key: str, by: str = "heads") -> None:
     """Raise ValueError unless the value of `key` is divisible by that of `by`."""
-    intervals("model.", config, **{by: f"[1, {getattr(config, key)}]"})
+    within(f"model.{by}", getattr(config, by), f"[1, {getattr(config, key)}]")
     if (whole := getattr(config, key)) % (part := getattr(config, by)):
         raise ValueError(f"model.{key}={whole} is not divisible by model.{by}={part}")
 

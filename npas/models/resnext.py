@@ -14,7 +14,7 @@ from torch import nn
 
 from npas.models import InputSpec, _checks
 from npas.models._cnn import Staged
-from npas.utils.checks import Ranged, intervals
+from npas.utils.checks import Ranged, within
 
 MOST_CHANNELS = 8192
 
@@ -31,7 +31,7 @@ class Config(Ranged, section="model."):
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.depth(self, "ResNeXt", step=9, rest=2)
-        intervals("model.", self, width=f"[1, {MOST_CHANNELS // self.cardinality}]")
+        within("model.width", self.width, f"[1, {MOST_CHANNELS // self.cardinality}]")
 
 
 def build(config: Config, spec: InputSpec) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from npas.sharing.layers import PREFIX, require_network
-from npas.utils.checks import above, at_least, below, require
+from npas.utils.checks import require, within
 
 _SHARED = re.compile(rf"(?:^|\.){PREFIX}(\w+)$")
 
@@ -45,10 +45,8 @@ def param_groups(
     """
     for option, value in (("lr", lr), ("bank_lr", bank_lr), ("coefficient_lr", coefficient_lr)):
         if value is not None:
-            above(option, value, 0)
-            below(option, value, float("inf"))
-    below("weight_decay", weight_decay, float("inf"))
-    at_least("weight_decay", weight_decay, 0)
+            within(option, value, "(0, inf)")
+    within("weight_decay", weight_decay, "[0, inf)")
     require("decay_norm_bias", decay_norm_bias, bool, "True or False")
     require("matrices", matrices or False, bool, "True, False or None")
     exempt = no_decay_names(model)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from npas.config import DataConfig
 from npas.tasks.imagenet import task as imagenet
 from npas.tasks.imagenet.folder import class_folders
-from npas.utils.checks import intervals
+from npas.utils.checks import within
 
 SYNTHETIC_CLASSES = 10
 
@@ -37,7 +37,7 @@ class Config(imagenet.Config):
             raise ValueError(f"task.folder={self.folder} must name a folder below data.root")
         super().__post_init__()
         if self.classes:
-            intervals("task.", self, classes="[2, inf)")
+            within("task.classes", self.classes, "[2, inf)")
 
 
 def settle(config: Config, data: DataConfig) -> Config:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, SupportsFloat, get_origin, get_type_hints
 
-NUMBER = SupportsFloat, "a number"
+LIMITS: dict[str, tuple[str, Callable[[Any, float], bool]]] = {  # by bracket of an interval
+    "[": ("at least", operator.ge),
+    "(": ("above", operator.gt),
+    "]": ("at most", operator.le),
+    ")": ("below", operator.lt),
+}
 
 
 def join(names: Iterable[object], last: str = "or") -> str:
@@ -42,41 +48,15 @@ def path_of(value: object) -> Path:
     return Path(require("path", value, kinds, "the name of a file or folder"))
 
 
-def at_least(key: str, value: float | None, limit: float) -> None:
-    """Raise ValueError unless the value is None or at least `limit`."""
-    if value is not None and not require(key, value, *NUMBER) >= limit:
-        raise ValueError(f"{key} must be at least {limit}, got {value}")
-
-
-def at_most(key: str, value: float, limit: float) -> None:
-    """Raise ValueError unless the value is at most `limit`."""
-    if not require(key, value, *NUMBER) <= limit:
-        raise ValueError(f"{key} must be at most {limit}, got {value}")
-
-
-def above(key: str, value: float, limit: float) -> None:
-    """Raise ValueError unless the value is above `limit`."""
-    if not require(key, value, *NUMBER) > limit:
-        raise ValueError(f"{key} must be above {limit}, got {value}")
-
-
-def below(key: str, value: float, limit: float) -> None:
-    """Raise ValueError unless the value is below `limit`."""
-    if not require(key, value, *NUMBER) < limit:
-        raise ValueError(f"{key} must be below {limit}, got {value}")
-
-
-def intervals(prefix: str, config: object, **limits: str) -> None:
-    """Raise ValueError unless each key that is set is in its interval, such as "[0, 1)"."""
-    for key, text in limits.items():
-        if (value := getattr(config, key)) is not None:
-            low, high = (_number(end) for end in text[1:-1].split(","))
-            (at_least if text[0] == "[" else above)(f"{prefix}{key}", value, low)
-            (at_most if text[-1] == "]" else below)(f"{prefix}{key}", value, high)
-
-
-def _number(text: str) -> float:
-    return int(text) if text.strip().isdigit() else float(text)
+def within(key: str, value: float, interval: str) -> None:
+    """Raise ValueError unless a value is in an interval such as "[0, 1)": 0 <= value < 1."""
+    require(key, value, SupportsFloat, "a number")
+    low, high = interval[1:-1].split(",")
+    for bracket, end in ((interval[0], low), (interval[-1], high)):
+        words, holds = LIMITS[bracket]
+        limit = int(end) if end.strip().isdigit() else float(end)
+        if not holds(value, limit):
+            raise ValueError(f"{key} must be {words} {limit}, got {value}")
 
 
 class Ranged:
@@ -94,7 +74,9 @@ class Ranged:
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
-        intervals(self.section, self, **intervals_of(kind))
+        for key, interval in intervals_of(kind).items():
+            if (value := getattr(self, key)) is not None:
+                within(f"{self.section}{key}", value, interval)
 
 
 @cache

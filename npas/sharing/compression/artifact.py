@@ -34,7 +34,7 @@ from npas.sharing.runtime.install import (
 )
 from npas.sharing.runtime.loops import refuse_loops
 from npas.utils.budget import spell_count, spell_size
-from npas.utils.checks import at_least, one_line, path_of, require
+from npas.utils.checks import one_line, path_of, require, within
 from npas.utils.packing import Artifact, Packing
 
 MAGIC, VERSION = b"NPAS", 1
@@ -59,7 +59,8 @@ def write_artifact(
     are not finite, pruned or wrapped parts).
     """
     path, packing = path_of(path), Packing(bits, scheme, compression)
-    at_least("cap", require("cap", cap, (int, type(None)), "a number of bytes"), 1)
+    if cap is not None:
+        within("cap", require("cap", cap, int, "a number of bytes"), "[1, inf)")
     if path.exists() and not (path.is_file() and _start(path) in (b"", MAGIC)):
         raise ValueError(f"{path} exists and is not an artifact: name another file")
     header, data = _pack(model, packing)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from npas.utils.checks import above, below
+from npas.utils.checks import within
 
 
 def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> Tensor:
@@ -20,8 +20,7 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> T
     (see `logits`). The factor T^2 keeps the gradients' size independent of T.
     Raises ValueError if names or shapes differ, or if T is not finite and above 0.
     """
-    above("temperature", temperature, 0)
-    below("temperature", temperature, float("inf"))
+    within("temperature", temperature, "(0, inf)")
     ours, theirs = logits(student), logits(teacher)
     if missing := sorted(ours.keys() - theirs.keys()):
         raise ValueError(f"the teacher has no output {missing[0]!r}, which the student has")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Annotated
 
-from npas.utils.checks import Ranged, at_least
+from npas.utils.checks import Ranged, within
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 COLOURS = {  # RGB
@@ -62,8 +62,8 @@ class Difficulty(Ranged, section="task.scenes."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("task.scenes.most", self.most, self.least)
-        at_least("task.scenes.proposals", self.proposals, self.most)
+        within("task.scenes.most", self.most, f"[{self.least}, inf)")
+        within("task.scenes.proposals", self.proposals, f"[{self.most}, inf)")
         if max(self.height, self.width) > 2 * min(self.height, self.width):
             raise ValueError("task.scenes.height and width: one may be at most twice the other")
 

@@ -22,7 +22,7 @@ from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, rank_share
 from npas.tasks.common.measure import measure
 from npas.tasks.shortest_paths.mazes import Grids, draw
-from npas.utils.checks import Ranged, intervals
+from npas.utils.checks import Ranged, within
 
 EVAL_BATCH = 500
 DRAWN_AT_ONCE = 4096  # training grids: enough to keep a GPU busy, in little memory
@@ -51,7 +51,8 @@ class Config(Ranged, section="task."):
             grid = f"{self.size}x{self.size} grid"
             raise ValueError(f"task.phases: no path of {self.phases[-1]} moves fits into a {grid}")
         most = f"[1, {MOST_CELLS // (len(self.phases) * self.size**2)}]"
-        intervals("task.", self, val_samples=most, test_samples=most)
+        within("task.val_samples", self.val_samples, most)
+        within("task.test_samples", self.test_samples, most)
 
 
 class Task(base.Task):
