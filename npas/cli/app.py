@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from npas.cli import arguments
+from npas.config import CONFIG_FILE
 from npas.config.typed import build, keys_of
 from npas.utils import processes
 from npas.utils.printing import print_line
@@ -152,7 +153,7 @@ def check_out(out: str | None, suffix: str = "") -> None:
     kept = ("allocation.json", "folding.json") if suffix else ("checkpoints",)
     folder = path.absolute().parent if suffix else path.absolute()
     above = [p for p in (folder, folder.parent) if p.name == "checkpoints"]
-    in_run = any((p.parent / "config.yaml").exists() for p in above)
+    in_run = any((p.parent / CONFIG_FILE).exists() for p in above)
     if in_run or any((folder / name).exists() for name in kept):
         raise ValueError(f"out={out} would mix with the files of a run or network: name another")
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
+from npas.config import CONFIG_FILE, RESULT_FILE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +84,7 @@ def _write_dense(options: Export, experiment: Experiment) -> list[str]:
     from npas import sharing
     from npas.sharing.trained import pruning
     from npas.tasks.base import inference_flops
-    from npas.tasks.common.files import give_usual_mode
+    from npas.tasks.common.files import replacing
     from npas.training.checkpoint import untied
 
     model, pruned = experiment.model, pruning.has_masks(experiment.model)
@@ -92,22 +93,16 @@ def _write_dense(options: Export, experiment: Experiment) -> list[str]:
     elif sharing.is_shared(model):
         model = sharing.materialize(model)
     out = Path(options.out or runs.folder_of(options.run) / "export" / f"model.{options.format}")
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
     if experiment.unfinished:
         described["unfinished"] = experiment.unfinished
-    try:
-        with app.writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
+    with app.writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary:
             if options.format == "onnx":
                 _write_onnx(model, experiment.task.spec, temporary)
             else:
                 save_file(untied(model.state_dict()), temporary, described)
-            give_usual_mode(temporary)
-            os.replace(temporary, out)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     text = f"a dense network of {sharing.count_parameters(model):,} parameters"
     if pruned:
         text += f" and {inference_flops(model, experiment.task.spec):,} FLOPs per input, pruned"
@@ -176,7 +171,7 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
             notes = [] if experiment.unfinished is None else [f"{experiment.unfinished}."]
             hub.write_run(model, new, name, result, notes)
             _copy_tokenizer(experiment, new)
-            for kept in (runs.CONFIG_FILE, results.FILE_NAME):
+            for kept in (CONFIG_FILE, RESULT_FILE):
                 if (run / kept).exists():
                     shutil.copyfile(run / kept, new / kept)
             files = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())

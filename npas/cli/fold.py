@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
+from npas.config import LOG_FILE
 from npas.reporting.folds import FILE_NAME
 from npas.utils.checks import Ranged, join, within
 from npas.utils.json_data import read_log
@@ -214,7 +215,6 @@ def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
 def _logged(run: str) -> list[dict[str, Any]]:
     """Return the similarity matrices, with epochs, that the run logged up to its checkpoint."""
     from npas.training.checkpoint import find_checkpoint
-    from npas.training.state import LOG_FILE
 
     last = find_checkpoint(Path(run)).progress.step
     return [

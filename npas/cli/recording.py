@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from npas import config as schema
 from npas import sharing, training
-from npas.cli import app, runs
-from npas.config import Config
+from npas.cli import app
+from npas.config import CONFIG_FILE, RESULT_FILE, Config
 from npas.models import _hub
 from npas.reporting import plots, results
 from npas.reporting.environment import environment
@@ -68,7 +68,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
     config, process = experiment.config, experiment.process
     with config_file(config, folder) if process.is_main else contextlib.nullcontext():
         if process.is_main:  # an old result is of weights that will be replaced
-            (folder / results.FILE_NAME).unlink(missing_ok=True)
+            (folder / RESULT_FILE).unlink(missing_ok=True)
         process.gather(None)  # before any other process writes its result
         started, artifact = time.perf_counter(), None
         try:
@@ -94,7 +94,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
         except signals.Preempted:  # between search and training: both are saved
             outcome = _cut_short("preempted", folder, started)
         except Exception as error:  # out of memory, a full disk or a bug
-            if process.world > 1 and (folder / results.FILE_NAME).exists():
+            if process.world > 1 and (folder / RESULT_FILE).exists():
                 raise app.Reported from None  # another process failed first
             reason = _describe(error, process.rank, process.world)
             outcome = _cut_short("failed", folder, started, reason)
@@ -246,7 +246,7 @@ def config_file(config: Config, folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.tmp"):  # left by a process killed while writing
         path.unlink(missing_ok=True)
-    file = folder / runs.CONFIG_FILE
+    file = folder / CONFIG_FILE
     files.write_whole(file, OmegaConf.to_yaml(OmegaConf.create(schema.to_dict(config))))
     try:
         yield

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import npas
 from npas.cli import app
+from npas.config import CONFIG_FILE
 from npas.reporting import run_index
 from npas.reporting.run_index import COLUMNS, Run
 from npas.utils.printing import columns, figure
@@ -120,7 +121,7 @@ def _compare(args: Sequence[str]) -> None:
         raise ValueError(f"compare takes two folders of runs: {NAME} compare DIR DIR")
     runs = [run_index.read(Path(folder)) for folder in args]
     for run, folder in zip(runs, args, strict=True):
-        if run.result is None and not Path(folder, run_index.CONFIG).exists():
+        if run.result is None and not Path(folder, CONFIG_FILE).exists():
             raise ValueError(f"{folder} holds no run: name a run's folder")
     _print(runs)
     ours, theirs = (run.config() for run in runs)

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
 from npas.cli import app
-from npas.config import Config
-from npas.config.renames import modernize
+from npas.config import CONFIG_FILE, Config, read_config
 from npas.utils.checks import join
 
 log = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.yaml"
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,24 +66,6 @@ def check_arguments(raw: dict[str, Any]) -> Config:
         new = schema.run_dir(config)
         log.info("run=%s: with these settings it is another run: %s", run, new)
     return config
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Read a config.yaml as plain data. Raises ValueError if it is missing or malformed."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        stored = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror}): name a run's folder") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{file} is not a valid config: {reason}") from None
-    if not isinstance(stored, dict) or not stored:
-        raise ValueError(f"{file} must be a mapping of keys: restore the run's own config")
-    return modernize({str(key): value for key, value in stored.items()})
 
 
 def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:

@@ -302,7 +302,7 @@ def _stored(folder: Path) -> Result | None:
     """Read a run's result; None if there is no valid one."""
     from npas.reporting import results
 
-    if not (folder / results.FILE_NAME).exists():
+    if not (folder / schema.RESULT_FILE).exists():
         return None
     try:
         return results.read(folder)

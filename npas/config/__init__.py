@@ -8,9 +8,14 @@ from npas.config.hashing import in_parts as in_parts
 from npas.config.hashing import is_excluded as is_excluded
 from npas.config.hashing import run_dir as run_dir
 from npas.config.hashing import to_dict as to_dict
+from npas.config.load import CONFIG_FILE as CONFIG_FILE
+from npas.config.load import GROUPS_FILE as GROUPS_FILE
+from npas.config.load import LOG_FILE as LOG_FILE
+from npas.config.load import RESULT_FILE as RESULT_FILE
 from npas.config.load import ignored as ignored
 from npas.config.load import known_keys as known_keys
 from npas.config.load import load_config as load_config
+from npas.config.load import read_config as read_config
 from npas.config.load import search_epochs as search_epochs
 from npas.config.optim import OptimConfig as OptimConfig
 from npas.config.schema import DENSE as DENSE

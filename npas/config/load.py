@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from npas.config.groups_file import is_path, read_groups
 from npas.config.optim import MuonConfig
+from npas.config.renames import modernize
 from npas.config.schema import (
     DENSE,
     NO_PACKAGE,
@@ -26,7 +26,13 @@ from npas.config.schema import (
 )
 from npas.config.sharing import FITTED, SEARCHED, SearchConfig, SharingConfig, is_grouping
 from npas.config.typed import build, keys_of
+from npas.utils.checks import one_line
+from npas.utils.json_data import read_json, shown
 from npas.utils.packing import Packing
+
+# The files of a run's folder.
+CONFIG_FILE, RESULT_FILE, LOG_FILE = "config.yaml", "result.json", "log.jsonl"
+GROUPS_FILE = "groups.json"
 
 
 def load_config(
@@ -48,7 +54,7 @@ def load_config(
             values[node] = build(schema, values[node], node, known)
     if isinstance(sharing := values.get("sharing"), Mapping):
         groups = sharing.get("groups")
-        if isinstance(groups, str) and not is_grouping(groups) and is_path(groups):
+        if isinstance(groups, str) and not is_grouping(groups) and _is_path(groups):
             # The config stores the file's content, not its path: the content affects the result.
             values["sharing"] = {**sharing, "groups": read_groups(Path(groups))}
     config: Config = build(Config, values, "", known)
@@ -58,6 +64,53 @@ def load_config(
             f" epochs={config.epochs}: the rate would never reach optim.lr; make it shorter"
         )
     return config
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a config.yaml of any version as plain data, with current names.
+
+    Raises ValueError if it is missing or malformed.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        stored = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): name a run's folder") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{file} is not a valid config: {one_line(error)}") from None
+    if not isinstance(stored, dict) or not stored:
+        raise ValueError(f"{file} must be a mapping of keys: restore the run's own config")
+    return modernize({str(key): value for key, value in stored.items()})
+
+
+def _is_path(value: str) -> bool:
+    """Return whether a text is a path rather than the name of a grouping."""
+    return bool(value.strip()) and ("/" in value or Path(value).exists())
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Map layers, or patterns of layers, to groups, from a run's folder or a JSON file."""
+    try:
+        if path.is_dir() and not (path / GROUPS_FILE).exists():
+            raise ValueError(f"the folder holds no {GROUPS_FILE}")
+        found = read_json(path / GROUPS_FILE if path.is_dir() else path)
+        if isinstance(found.get("layers"), list):
+            found = {layer["name"]: layer["group"] for layer in found["layers"]}
+        for name, group in found.items():
+            if type(group) not in (str, int) or group == "" or not name:
+                raise ValueError(f"it maps {shown(name)} to {shown(group)}, not to a group's name")
+        if not found:
+            raise ValueError("it maps no layers to groups")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"sharing.groups={path} cannot be read ({reason}): name a run that found groups, or a"
+            " JSON file that maps layers to groups"
+        ) from None
+    return {str(pattern): str(group) for pattern, group in found.items()}
 
 
 def search_epochs(config: Config) -> int:

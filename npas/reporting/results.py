@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from npas.config import HASH_EXCLUDED, RECIPE_VERSION, flat
+from npas.config import HASH_EXCLUDED, RECIPE_VERSION, RESULT_FILE, flat
 from npas.config.renames import modernize_result
 from npas.reporting.environment import Hardware
 from npas.tasks.common.files import write_whole
@@ -30,7 +30,6 @@ from npas.utils.packing import Artifact
 
 log = logging.getLogger(__name__)
 
-FILE_NAME = "result.json"
 STATUSES = ("done", "diverged", "failed", "preempted")
 SOURCES = ("real", "synthetic")
 # Fields that older results lack.
@@ -185,7 +184,7 @@ def from_dict(data: object) -> Result:
 
 def write(run_dir: str | Path, result: Result) -> Path:
     """Write `run_dir/result.json` atomically."""
-    path = Path(run_dir) / FILE_NAME
+    path = Path(run_dir) / RESULT_FILE
     try:
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"
     except (ValueError, TypeError) as error:
@@ -198,7 +197,7 @@ def write(run_dir: str | Path, result: Result) -> Path:
 def read(path: str | Path) -> Result:
     """Read a result file, or that of a run folder. Raises ValueError that names file and field."""
     path = Path(path)
-    path = path / FILE_NAME if path.is_dir() else path
+    path = path / RESULT_FILE if path.is_dir() else path
     try:
         return from_dict(read_json(path))
     except json.JSONDecodeError as error:
@@ -212,7 +211,7 @@ def read(path: str | Path) -> Result:
 def collect(root: str | Path, exp: str = "*") -> dict[Path, Result]:
     """Read all `root/<exp>/<folder>/result.json` by path; skip invalid ones with a warning."""
     found = {}
-    for path in sorted(Path(root).glob(f"{exp}/*/{FILE_NAME}")):
+    for path in sorted(Path(root).glob(f"{exp}/*/{RESULT_FILE}")):
         try:
             found[path] = read(path)
         except ValueError as error:

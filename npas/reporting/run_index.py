@@ -17,12 +17,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from npas.config import canonical_budget, flat
+from npas.config import CONFIG_FILE, LOG_FILE, RESULT_FILE, canonical_budget, flat, read_config
 from npas.config.renames import modernize
 from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.json_data import read_json, read_log
 
-RESULT, CONFIG, LOG = "result.json", "config.yaml", "log.jsonl"
 UNFINISHED = "unfinished"  # without a result: in training, or killed
 COLUMNS = ("exp", "budget", "seed", "status", "metric", "value", "used", "seconds", "folder")
 _FOLDER = re.compile(r"(budget-)?(?P<budget>.+)_seed-(?P<seed>\d+)_[0-9a-f]{8}")
@@ -48,16 +47,7 @@ class Run:
         """Return the config by full key names. Raises ValueError if it cannot be read."""
         if self.result is not None:
             return flat(modernize(dict(self.result["config"])))
-        from omegaconf import OmegaConf
-
-        try:
-            stored: Any = OmegaConf.to_container(OmegaConf.load(Path(self.folder, CONFIG)))
-        except Exception as error:  # of YAML, OmegaConf or the file system
-            why = " ".join(str(error).split())
-            raise ValueError(f"{self.folder}/{CONFIG} cannot be read ({why})") from None
-        if not isinstance(stored, dict):
-            raise ValueError(f"{self.folder}/{CONFIG} is not a mapping of keys")
-        return flat(modernize({str(key): value for key, value in stored.items()}))
+        return flat(read_config(Path(self.folder, CONFIG_FILE)))
 
 
 def results_root() -> Path:
@@ -74,7 +64,8 @@ def collect(root: Path) -> list[Run]:
     """
     if not root.is_dir():
         raise ValueError(f"there is no folder root={root}: name a folder of runs")
-    found = {path.parent for name in (RESULT, CONFIG) for path in root.glob(f"*/*/{name}")}
+    files = [*root.glob(f"*/*/{RESULT_FILE}"), *root.glob(f"*/*/{CONFIG_FILE}")]
+    found = {file.parent for file in files}
     return [read(folder) for folder in sorted(found) if _FOLDER.fullmatch(folder.name)]
 
 
@@ -86,7 +77,7 @@ def read(folder: Path) -> Run:
         folder.parent.name, budget, seed, UNFINISHED, None, None, None, None, folder=str(folder)
     )
     try:
-        result = read_json(folder / RESULT)
+        result = read_json(folder / RESULT_FILE)
         metrics = (result["metrics"] or {}).get("last") or {}
         metric = next(iter(metrics), None)
         asked, used = result["config"].get("budget"), (result["budget"] or {}).get("used")
@@ -196,7 +187,7 @@ def curves(run: Run) -> dict[str, dict[int, float]]:
     skipped.
     """
     found: dict[str, dict[int, float]] = {}
-    for record in read_log(Path(run.folder, LOG)):
+    for record in read_log(Path(run.folder, LOG_FILE)):
         for name, value in record.items():
             if name.startswith(("train/", "val/", "test/")) and isinstance(value, (int, float)):
                 found.setdefault(name, {})[record["step"]] = value

@@ -25,7 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from npas.config import Config
+from npas.config import CONFIG_FILE, Config
 from npas.config.renames import modernize
 from npas.tasks.common.checksums import sha256
 from npas.tasks.common.files import give_usual_mode
@@ -207,7 +207,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
         damaged += len(store.folders())
     if damaged:
         raise ValueError(f"all {damaged} checkpoints in {path} are damaged: train the run again")
-    is_run = (path / "config.yaml").exists()  # one that ended before it saved a checkpoint
+    is_run = (path / CONFIG_FILE).exists()  # one that ended before it saved a checkpoint
     advice = f"train it by npas-train run={path}" if is_run else "name a run's folder"
     raise ValueError(f"{path} holds no checkpoint: {advice}")
 

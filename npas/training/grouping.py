@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from npas.config.groups_file import GROUPS_FILE
+from npas.config import GROUPS_FILE
 from npas.config.typed import build
 from npas.tasks.common.files import write_whole
 from npas.utils.json_data import read_json

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from npas import sharing
-from npas.config import Config, search_epochs
-from npas.config.groups_file import GROUPS_FILE
+from npas.config import GROUPS_FILE, Config, search_epochs
 from npas.sharing.search import search_vectors, template_gradients
 from npas.training import grouping as groupings
 from npas.training import seeding

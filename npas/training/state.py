@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from npas import models
-from npas.config import OF_PARTS, Config, config_hash, flat, in_parts, is_excluded, to_dict
+from npas.config import (
+    LOG_FILE,
+    OF_PARTS,
+    Config,
+    config_hash,
+    flat,
+    in_parts,
+    is_excluded,
+    to_dict,
+)
 from npas.sharing import Allocation, api
 from npas.sharing.runtime import install
 from npas.tasks.common.files import write_whole
@@ -35,7 +44,6 @@ from npas.training.meter import Meter
 
 log = logging.getLogger(__name__)
 
-LOG_FILE = "log.jsonl"
 ID_FILE = "wandb_id"  # holds the run's id in W&B
 AVERAGED = "averaged"  # the file of averaged weights in a checkpoint
 

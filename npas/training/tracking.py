@@ -22,10 +22,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from npas.config import Config, flat, to_dict
+from npas.config import LOG_FILE, Config, flat, to_dict
 from npas.tasks.common.files import write_whole
 from npas.training.grouping import SEARCH, TRAIN
-from npas.training.state import AVERAGED, ID_FILE, LOG_FILE
+from npas.training.state import AVERAGED, ID_FILE
 from npas.utils.checks import one_line
 from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.json_data import read_log
@@ -110,10 +110,7 @@ class Tracker:
         if mode != "disabled":
             # Stored before the training, so that a killed run resumes under the same id.
             self.wandb_id = wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
-            try:
-                write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
-            except OSError as error:
-                log.warning("W&B cannot resume this run: %s: %s", ID_FILE, error.strerror)
+            write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
             start = partial(_start_wandb, mode, config, run_dir, self.wandb_id, dict(facts or {}))
             remedy = f"`wandb sync --include-online {run_dir / 'wandb'}/*run-*`"
             self.wandb = _Wandb(start, remedy)

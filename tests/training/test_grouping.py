@@ -6,7 +6,7 @@ import re
 import pytest
 
 from npas import config as schema
-from npas.config.groups_file import read_groups
+from npas.config.load import read_groups
 from npas.training import grouping
 from npas.training.grouping import Grouping
 
