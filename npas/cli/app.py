@@ -100,9 +100,9 @@ def hydra(name: str) -> Iterator[Any]:
 
 
 def compose(
-    command: Command[T], asked: argparse.Namespace, task: Callable[[dict[str, Any]], object]
+    name: str, primary: str, asked: argparse.Namespace, task: Callable[[dict[str, Any]], object]
 ) -> None:
-    """Compose a config with Hydra and call `task`, or run one of Hydra's flags such as --cfg."""
+    """Compose the config `primary` and call `task`, or run one of Hydra's flags such as --cfg."""
     failures: list[Exception] = []
 
     def run(config: Any) -> None:
@@ -111,8 +111,8 @@ def compose(
         except Exception as error:
             failures.append(error)  # Hydra would print it in its own format
 
-    what = {"config_name": asked.config_name or command.primary, "overrides": asked.overrides}
-    with hydra(command.name) as own:
+    what = {"config_name": asked.config_name or primary, "overrides": asked.overrides}
+    with hydra(name) as own:
         if asked.help:
             own.app_help(what["config_name"], arguments.flags(), asked)
         elif asked.hydra_help:

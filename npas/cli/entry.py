@@ -35,8 +35,12 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
             if asked.multirun and not shows and not asked.shell_completion:
                 jobs = sweep.run(command, asked)
             else:
-                run, check = command.run, command.check
-                app.compose(command, asked, lambda raw: jobs.append(run(check(raw))))
+                app.compose(
+                    command.name,
+                    command.primary,
+                    asked,
+                    lambda raw: jobs.append(command.run(command.check(raw))),
+                )
         except SystemExit as stop:  # --version, or an error that Hydra has printed
             return int(stop.code or 0)
         except KeyboardInterrupt:

@@ -76,20 +76,17 @@ def check(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
     from npas.reporting.compose import suspended_hydra
 
     found: list[Config] = []
-    train = app.Command(command.NAME, "train", command.keys, lambda raw: raw, lambda _: app.Job(""))
-
-    def check(raw: dict[str, Any]) -> None:
-        found.append(command.as_started(runs.check_arguments(raw)))
-
     try:
-        asked = arguments.parse(args, command.keys(), train.primary)
+        asked = arguments.parse(args, command.keys(), "train")
         if asked.multirun:
             raise ValueError("npas.train runs one training: call it for each value of a sweep")
         with suspended_hydra():
-            app.compose(train, asked, check)
+            app.compose(
+                command.NAME, "train", asked, lambda raw: found.append(runs.check_arguments(raw))
+            )
     except Exception as error:
         line = arguments.explain(error, command.keys())
         if line is None:
             raise
         raise ValueError(line.replace("add -m to run each", "call it for each")) from None
-    return found[0]
+    return command.as_started(found[0])

@@ -28,7 +28,7 @@ from npas.cli import app
 from npas.config import CONFIG_FILE
 from npas.reporting import run_index
 from npas.reporting.run_index import COLUMNS, Run
-from npas.utils.printing import columns, figure
+from npas.utils.printing import columns
 
 NAME = "npas-runs"
 OPTIONS = {"root": "runs", "sort": "", "format": "table", "yes": "false"}
@@ -102,18 +102,10 @@ def _list(args: Sequence[str]) -> None:
 
 
 def _print(runs: Sequence[Run]) -> None:
-    lines = columns([COLUMNS, *map(_cells, runs)], right=(2, 5, 6, 7)) if runs else []
-    for line in lines:
+    rows = [COLUMNS, *([*run.cells().values()] for run in runs)]
+    for line in columns(rows, right=(2, 5, 6, 7)) if runs else ():
         app.echo(line)
     app.echo(f"{len(runs)} runs" if len(runs) != 1 else "1 run")
-
-
-def _cells(run: Run) -> list[str]:
-    cells = {key: getattr(run, key) for key in COLUMNS}
-    cells["value"] = None if run.metric is None else figure(run.metric, run.value)
-    cells["used"] = None if run.used is None else f"{run.used:,}"
-    cells["seconds"] = None if run.seconds is None else f"{run.seconds:,.0f}"
-    return ["" if value is None else str(value) for value in cells.values()]
 
 
 def _compare(args: Sequence[str]) -> None:

@@ -352,20 +352,13 @@ def _runs(found: Sequence[run_index.Run], root: str, plotted: bool) -> Iterator[
         shown += _table(title, by_budget.HEADS, [point.cells() for point in own], (0, 1, 3))
         command = f"npas-runs root={root} exp={exp} status=done"
         yield Entry(title, f"runs-{slug(exp)}", "", command, shown)
-    columns = [column for column in run_index.COLUMNS if column != "metric"]
-    rows = [[_cell(run, column) for column in columns] for run in found]
+    rows = []
+    for run in found:
+        cells = run.cells() | {"folder": Path(run.folder).name}
+        cells["value"] = f"{cells['value']} {cells.pop('metric')}".strip()
+        rows.append(cells)
     if rows:
         title, text = f"Runs in {root}", "Values are of the last epoch on the test split."
-        listed, shown = f"npas-runs root={root}", _table(title, columns, rows, (0, 1, 3, 7))
-        yield Entry(title, f"all-{slug(root)}", f"{len(rows)} runs. {text}", listed, shown)
-
-
-def _cell(run: run_index.Run, column: str) -> str:
-    value = getattr(run, column)
-    if value is None:
-        return ""
-    if column == "value":
-        return f"{with_unit(run.metric or '', value)} {run.metric}"
-    if column == "folder":
-        return Path(run.folder).name
-    return f"{value:,.0f}" if column in ("used", "seconds") else str(value)
+        shown = _table(title, [*rows[0]], [[*cells.values()] for cells in rows], (0, 1, 3, 7))
+        text = f"{len(rows)} runs. {text}"
+        yield Entry(title, f"all-{slug(root)}", text, f"npas-runs root={root}", shown)

@@ -21,6 +21,7 @@ from npas.config import CONFIG_FILE, LOG_FILE, RESULT_FILE, canonical_budget, fl
 from npas.config.renames import modernize
 from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.json_data import read_json, read_log
+from npas.utils.printing import figure
 
 UNFINISHED = "unfinished"  # without a result: in training, or killed
 COLUMNS = ("exp", "budget", "seed", "status", "metric", "value", "used", "seconds", "folder")
@@ -42,6 +43,15 @@ class Run:
     seconds: float | None
     folder: str
     result: Mapping[str, Any] | None = None
+
+    def cells(self) -> dict[str, str]:
+        """Return the columns as texts, with units; "" for what is not known."""
+        shown = {column: getattr(self, column) for column in COLUMNS}
+        shown["value"] = None if self.metric is None else figure(self.metric, self.value)
+        for column in ("used", "seconds"):
+            if shown[column] is not None:
+                shown[column] = f"{shown[column]:,.0f}"
+        return {column: "" if cell is None else str(cell) for column, cell in shown.items()}
 
     def config(self) -> dict[str, Any]:
         """Return the config by full key names. Raises ValueError if it cannot be read."""
@@ -115,8 +125,8 @@ def check_keys(runs: Sequence[Run], wanted: Iterable[str]) -> None:
             known |= run.config().keys()
         left -= known
     if runs and left:
-        near = difflib.get_close_matches(key := min(left), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose of {', '.join(COLUMNS)}"
+        close = difflib.get_close_matches(key := min(left), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose of {', '.join(COLUMNS)}"
         raise ValueError(f"no run has a key {key!r}; {hint}")
 
 
