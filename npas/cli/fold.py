@@ -88,12 +88,12 @@ def run(options: Fold) -> Job:
     from npas.config import config_hash
     from npas.reporting.environment import environment
     from npas.sharing.trained import folding
+    from npas.sharing.trained.layer_similarity import similarity
     from npas.tasks.common.files import write_whole
-    from npas.training.metrics import layer_similarity
 
     config, task, folder = experiment.config, experiment.task, runs.folder_of(options.run)
     out = Path(options.out or folder / f"fold-{options.threshold}")
-    matrices = layer_similarity(experiment.model)
+    matrices = [group.to_dict() for group in similarity(experiment.model)]
     if not matrices:
         raise ValueError(
             f"no layers of {options.run} mix the same templates: train one with"

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from npas.config import DENSE
+from npas.sharing.trained.layer_similarity import similarity
 from npas.training.grouping import TRAIN
 from npas.training.meter import Diverged, peak_memory_bytes
-from npas.training.metrics import Norms, layer_similarity, norms_at_divergence
+from npas.training.metrics import Norms, norms_at_divergence
 from npas.training.state import TrainState
 from npas.training.tracking import Tracker
 from npas.utils.git import git_state
@@ -62,38 +63,32 @@ class Journal(contextlib.ExitStack):
         )
         progress.wandb_id = self.tracker.wandb_id
         total = experiment.epochs * steps_per_epoch
-        self.bar = Bar("", total, progress.step, lines=True) if process.is_main else None
+        self.bar = Bar("", total, progress.step, lines=process.is_main)
 
     def __enter__(self) -> Journal:
         self.enter_context(self.tracker)
-        if self.bar is not None:
-            self.enter_context(self.bar)
+        self.enter_context(self.bar)
         return self
-
-    def step(self) -> None:
-        if self.bar is not None:
-            self.bar.advance()
 
     def report(self, figures: dict[str, float]) -> None:
         progress = self.state.progress
         epoch = round(progress.step / self.steps_per_epoch, 4)
-        record = {"step": progress.step, "epoch": epoch, **figures}
-        self.tracker.log(record)
+        self.tracker.log({"step": progress.step, "epoch": epoch, **figures})
         progress.logged = self.tracker.lines
-        if self.bar is not None:
-            shown = {k: v for k, v in record.items() if k.startswith(("train/", "val/"))}
-            text = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
-            self.bar.what = f"epoch {epoch}  {text}"
+        shown = {k: v for k, v in figures.items() if k.startswith(("train/", "val/"))}
+        text = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+        self.bar.what = f"epoch {epoch}  {text}"
 
     def compare_layers(self) -> None:
         """Record layer similarity matrices at the start and every `sharing.lsm_every` epochs."""
         experiment, progress = self.experiment, self.state.progress
-        every = experiment.config.sharing.lsm_every
-        is_followed = every and not experiment.config.sharing.is_structured
-        if not is_followed or experiment.allocation is None or experiment.stage != TRAIN:
+        sharing = experiment.config.sharing
+        if not sharing.lsm_every or sharing.is_structured:
             return
-        if progress.epoch % every == 0 or progress.epoch == experiment.epochs:
-            groups = layer_similarity(experiment.model)
+        if experiment.allocation is None or experiment.stage != TRAIN:
+            return
+        if progress.epoch % sharing.lsm_every == 0 or progress.epoch == experiment.epochs:
+            groups = [group.to_dict() for group in similarity(experiment.model)]
             record = {"step": progress.step, "epoch": progress.epoch, "similarity": groups}
             self.tracker.write(record)
             progress.logged = self.tracker.lines

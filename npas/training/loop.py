@@ -83,7 +83,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                     clip(optimizer, config.optim.clip_norm, norms_N)
                     update(optimizer, rate, precision, went_wrong, norms_N)
                     state.average()
-                    journal.step()
+                    journal.bar.advance()
                     ends_epoch = progress.step % steps_per_epoch == 0
                     if ends_epoch or progress.step % every == 0:
                         journal.report({"lr": rate, **meter.read()})

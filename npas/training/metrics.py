@@ -5,9 +5,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
-from npas.sharing.trained.layer_similarity import similarity
 from npas.tasks.base import Task
 from npas.training.averaging import AveragedWeights
 from npas.training.experiment import Experiment
@@ -49,11 +47,6 @@ def validate(state: TrainState, task: Task, steps_per_epoch: int) -> dict[str, f
     if sign * progress.metrics[metric] >= best:
         progress.best = {"step": progress.step, "epoch": epoch, "metrics": progress.metrics}
     return progress.metrics
-
-
-def layer_similarity(model: nn.Module) -> list[dict[str, object]]:
-    """Return the layer similarity matrix of every group, as plain data."""
-    return [found.to_dict() for found in similarity(model)]
 
 
 def final_metrics(state: TrainState, task: Task) -> dict[str, Any]:

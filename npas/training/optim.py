@@ -126,12 +126,12 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """
     settings = config.optim
     warmup = settings.warmup_epochs * steps_per_epoch
-    if step < warmup and settings.schedule != "multistep":
-        return settings.lr * min(1.0, (step + 1) / warmup)
+    warmed_up = min(1.0, (step + 1) / warmup) if warmup else 1.0
     if settings.schedule == "multistep":
         passed = sum(step >= epoch * steps_per_epoch for epoch in settings.milestones)
-        rate = settings.lr * settings.gamma**passed
-        return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+        return settings.lr * settings.gamma**passed * warmed_up
+    if step < warmup:
+        return settings.lr * warmed_up
     steps = config.epochs * steps_per_epoch
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     if settings.schedule == "cosine":
