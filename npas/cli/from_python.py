@@ -45,7 +45,7 @@ def train(
                 " call no callbacks: leave one of the two out"
             )
         from npas.reporting import results
-        from npas.training.tracking import listening
+        from npas.training.journal import listening
 
         folder = schema.run_dir(checked)
         try:

@@ -1,22 +1,58 @@
-"""Report a training to the log, the trackers and the terminal. Only the main process writes."""
+"""Record a training in its log, in W&B on request and on the terminal."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
-from npas.config import DENSE
+from npas.config import DENSE, LOG_FILE
 from npas.sharing.trained.layer_similarity import similarity
+from npas.tasks.common.files import write_whole
 from npas.training.grouping import TRAIN
 from npas.training.meter import Diverged, peak_memory_bytes
 from npas.training.metrics import Norms, norms_at_divergence
-from npas.training.state import TrainState
-from npas.training.tracking import Tracker
+from npas.training.state import ID_FILE, TrainState
+from npas.training.tracking import Wandb, mode_of
 from npas.utils.git import git_state
+from npas.utils.json_data import read_log
 from npas.utils.progress import Bar
 
 NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
+Listener = Callable[[dict[str, Any]], object]
+_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
+
+
+@contextlib.contextmanager
+def listening(listeners: Iterable[Listener]) -> Iterator[None]:
+    """Call each listener with every record logged in the block.
+
+    The first exception of a listener is raised again at the end of the block.
+    """
+    raised: list[Exception] = []
+
+    def call(record: dict[str, Any], listen: Listener) -> None:
+        try:
+            listen(record)
+        except Exception as error:  # the run records it as its own failure
+            raised.append(error)
+            raise
+
+    token = _listeners.set(tuple(partial(call, listen=listen) for listen in listeners))
+    try:
+        yield
+    finally:
+        _listeners.reset(token)
+    if raised:
+        raise raised[0]
 
 
 @dataclass(frozen=True)
@@ -36,48 +72,61 @@ class Outcome:
     earlier: list[dict[str, int]] = field(default_factory=list)  # see `Progress`
 
 
-class Journal(contextlib.ExitStack):
-    """Record one training within a `with` block."""
+class Journal:
+    """Record one training within a `with` block; only the main process writes.
+
+    The log continues after its first `progress.logged` lines; later ones are dropped. The W&B run
+    is `progress.wandb_id`, by default the folder's earlier one or a new one.
+    """
 
     def __init__(self, state: TrainState, steps_per_epoch: int) -> None:
-        super().__init__()
-        experiment, process, progress = state.experiment, state.process, state.progress
-        plan = experiment.allocation
-        assert plan or experiment.config.budget == DENSE, "prepare shares a fit"
-        self.experiment = experiment
-        self.state = state
+        self.experiment, self.state = state.experiment, state
+        is_shared = self.experiment.allocation is not None
+        assert is_shared or state.config.budget == DENSE, "prepare shares a fit"
         self.steps_per_epoch = steps_per_epoch
-        facts = {
+        self.status = "failed"  # until `outcome` is called
+        self.log: Any = None
+        self.wandb: Wandb | None = None
+        steps, is_main = self.experiment.epochs * steps_per_epoch, state.process.is_main
+        self.bar = Bar("", steps, state.progress.step, lines=is_main)
+
+    def __enter__(self) -> Journal:
+        if not self.state.process.is_main:
+            return self
+        config, progress, run_dir = self.state.config, self.state.progress, self.state.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        kept = read_log(run_dir / LOG_FILE, progress.logged)
+        progress.logged = len(kept)
+        write_whole(run_dir / LOG_FILE, "".join(f"{json.dumps(record)}\n" for record in kept))
+        self.log = open(run_dir / LOG_FILE, "a", buffering=1)
+        if mode_of(config) != "disabled":
+            # Stored before the training, so that a killed run resumes under the same id.
+            progress.wandb_id = progress.wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
+            write_whole(run_dir / ID_FILE, f"{progress.wandb_id}\n")
+            self.wandb = Wandb(config, run_dir, progress.wandb_id, self._facts())
+        return self
+
+    def _facts(self) -> dict[str, Any]:
+        process, plan = self.state.process, self.experiment.allocation
+        return {
             "git": asdict(git_state()),
             "ranks": process.world,
             "nodes": process.nodes,
             "parameters": None if plan is None else asdict(plan.budget),
         }
-        self.tracker = Tracker(
-            experiment.config,
-            state.run_dir,
-            progress.logged,
-            progress.wandb_id,
-            is_main=process.is_main,
-            facts=facts,
-        )
-        progress.wandb_id = self.tracker.wandb_id
-        total = experiment.epochs * steps_per_epoch
-        self.bar = Bar("", total, progress.step, lines=process.is_main)
-
-    def __enter__(self) -> Journal:
-        self.enter_context(self.tracker)
-        self.enter_context(self.bar)
-        return self
 
     def report(self, figures: dict[str, float]) -> None:
-        progress = self.state.progress
-        epoch = round(progress.step / self.steps_per_epoch, 4)
-        self.tracker.log({"step": progress.step, "epoch": epoch, **figures})
-        progress.logged = self.tracker.lines
+        """Record figures of the current step in the log, in W&B and on the terminal."""
+        step = self.state.progress.step
+        record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **figures}
+        self._write(record)
+        for listen in _listeners.get():
+            listen(dict(record))
+        if self.wandb is not None:
+            self.wandb.call(lambda run: run.log(record))
         shown = {k: v for k, v in figures.items() if k.startswith(("train/", "val/"))}
         text = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
-        self.bar.what = f"epoch {epoch}  {text}"
+        self.bar.what = f"epoch {record['epoch']}  {text}"
 
     def compare_layers(self) -> None:
         """Record layer similarity matrices at the start and every `sharing.lsm_every` epochs."""
@@ -89,19 +138,25 @@ class Journal(contextlib.ExitStack):
             return
         if progress.epoch % sharing.lsm_every == 0 or progress.epoch == experiment.epochs:
             groups = [group.to_dict() for group in similarity(experiment.model)]
-            record = {"step": progress.step, "epoch": progress.epoch, "similarity": groups}
-            self.tracker.write(record)
-            progress.logged = self.tracker.lines
+            self._write({"step": progress.step, "epoch": progress.epoch, "similarity": groups})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Write a record to the log; a number that is not finite becomes null."""
+        if self.log is not None:
+            infinite = (k for k, v in record.items() if isinstance(v, float) and not isfinite(v))
+            self.log.write(json.dumps(record | dict.fromkeys(infinite)) + "\n")
+        self.state.progress.logged += 1
 
     def outcome(
         self, status: str, metrics: dict[str, Any] = NO_METRICS, reason: Diverged | None = None
     ) -> Outcome:
-        """Close the records of a training and return its outcome."""
-        state, progress = self.state, self.state.progress
-        self.tracker.summarize(metrics)
-        if status == "done" and self.experiment.stage == TRAIN:
-            self.tracker.upload(state.store.path(progress.step))
-        self.tracker.ended(status)
+        """Conclude the records of a training and return its outcome."""
+        state, progress, self.status = self.state, self.state.progress, status
+        if self.wandb is not None:
+            is_final = status == "done" and self.experiment.stage == TRAIN
+            uploads = is_final and state.config.wandb.artifacts
+            weights = state.store.path(progress.step) if uploads else None
+            self.wandb.conclude(status, metrics, weights)
         memory, history = peak_memory_bytes(state.process.device), progress.history or None
         found = Outcome(
             status, metrics, progress.step, progress.epoch, state.elapsed_s(), memory,
@@ -111,3 +166,17 @@ class Journal(contextlib.ExitStack):
             return found
         norms = norms_at_divergence(state)
         return replace(found, error=str(reason), diverged_at=reason.step, norms=norms)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.bar.__exit__(kind, error, trace)
+        if self.log is not None:
+            self.log.close()
+        if self.wandb is not None:
+            self.wandb.close(exit_code=int(error is not None or self.status != "done"))
+
+
+def _stored_id(run_dir: Path) -> str | None:
+    """Return the W&B id stored in the run's folder; None if there is no valid one."""
+    file = run_dir / ID_FILE
+    found = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+    return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None

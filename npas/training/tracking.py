@@ -1,34 +1,26 @@
-"""Track a run: in `log.jsonl` always, in Weights & Biases on request.
+"""Track a run in Weights & Biases, on request.
 
-Result tables need only the run's own files. If another tracker raises an error, or W&B takes too
-long, one warning is logged and the run continues without it.
+Result tables need only the run's own files. If W&B raises an error or takes too long, the run
+continues without it, with one warning.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import queue
-import re
-import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from npas.config import LOG_FILE, Config, flat, to_dict
-from npas.tasks.common.files import write_whole
+from npas.config import Config, flat, to_dict
 from npas.training.grouping import SEARCH, TRAIN
-from npas.training.state import AVERAGED, ID_FILE
+from npas.training.state import AVERAGED
 from npas.utils.checks import one_line
 from npas.utils.git import PACKAGE_FOLDER
-from npas.utils.json_data import read_log
 
 log = logging.getLogger(__name__)
 
@@ -45,134 +37,19 @@ def mode_of(config: Config) -> str:
     return os.environ.get("WANDB_MODE") or config.wandb.mode
 
 
-Listener = Callable[[dict[str, Any]], object]
-_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
+class Wandb(threading.Thread):
+    """A run of W&B, called in a thread of its own so that it can neither delay nor end a training.
 
-
-@contextlib.contextmanager
-def listening(listeners: Iterable[Listener]) -> Iterator[None]:
-    """Call each listener with every record logged in the block.
-
-    The first exception of a listener is raised again at the end of the block.
+    Whatever W&B raises, even SystemExit, is one warning.
     """
-    raised: list[Exception] = []
-
-    def call(record: dict[str, Any], listen: Listener) -> None:
-        try:
-            listen(record)
-        except Exception as error:  # the run records it as its own failure
-            raised.append(error)
-            raise
-
-    token = _listeners.set(tuple(partial(call, listen=listen) for listen in listeners))
-    try:
-        yield
-    finally:
-        _listeners.reset(token)
-    if raised:
-        raise raised[0]
-
-
-class Tracker:
-    """Write a run's log records, dicts of plain numbers with a "step", to its log and W&B."""
 
     def __init__(
-        self,
-        config: Config,
-        run_dir: Path,
-        logged: int,
-        wandb_id: str | None,
-        *,
-        is_main: bool = True,
-        facts: Mapping[str, Any] | None = None,
+        self, config: Config, run_dir: Path, run_id: str, facts: Mapping[str, Any]
     ) -> None:
-        """Continue after the log's first `logged` lines, dropping later ones.
-
-        `wandb_id` is the W&B run to resume; by default it is the folder's earlier one, or a new
-        one. `facts` are plain data for W&B's config. With `is_main=False` lines are counted and
-        nothing is written.
-        """
-        self.lines = logged
-        self.wandb_id = wandb_id
-        self.status = "failed"  # until `ended` is called
-        self.config = config
-        self.file: Any = None
-        self.wandb: _Wandb | None = None
-        if not is_main:
-            return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / LOG_FILE
-        kept = read_log(path, logged)
-        write_whole(path, "".join(f"{json.dumps(record)}\n" for record in kept))
-        self.lines = len(kept)
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open for the run's length)
-        mode = mode_of(config)
-        if mode != "disabled":
-            # Stored before the training, so that a killed run resumes under the same id.
-            self.wandb_id = wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
-            write_whole(run_dir / ID_FILE, f"{self.wandb_id}\n")
-            start = partial(_start_wandb, mode, config, run_dir, self.wandb_id, dict(facts or {}))
-            remedy = f"`wandb sync --include-online {run_dir / 'wandb'}/*run-*`"
-            self.wandb = _Wandb(start, remedy)
-            # Plot over our own step count: W&B would drop repeated steps.
-            self._call_wandb(lambda run: run.define_metric("*", step_metric="step"))
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Write a record to the log and W&B; a number that is not finite becomes null."""
-        self.write(record)
-        for listen in _listeners.get():
-            listen(dict(record))
-        self._call_wandb(lambda run: run.log(record))
-
-    def write(self, record: dict[str, Any]) -> None:
-        if self.file is not None:
-            infinite = (k for k, v in record.items() if isinstance(v, float) and not isfinite(v))
-            self.file.write(json.dumps(record | dict.fromkeys(infinite)) + "\n")
-        self.lines += 1
-
-    def summarize(self, figures: Mapping[str, Any]) -> None:
-        """Set the run's summary in W&B; {"last": {"accuracy": 98.0}} becomes "last/accuracy"."""
-        named = {k.replace(".", "/"): v for k, v in flat(figures).items() if v is not None}
-        self._call_wandb(lambda run: run.summary.update(named))
-
-    def upload(self, checkpoint: Path) -> None:
-        """Upload a checkpoint's weights to W&B, if `wandb.artifacts` asks for it."""
-        if self.wandb is not None and self.config.wandb.artifacts:
-            self.wandb.patience_s += UPLOAD_S
-            self._call_wandb(lambda run: _upload(run, checkpoint))
-
-    def ended(self, status: str) -> None:
-        self.status = status
-        self.summarize({"status": status})
-        if status == "preempted" and self.wandb is not None:
-            self._call_wandb(lambda run: run.mark_preempting())
-            self.wandb.patience_s = PREEMPTED_S
-
-    def _call_wandb(self, call: Callable[[Any], object]) -> None:
-        if self.wandb is not None:
-            self.wandb.call(call)
-
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.file is not None:
-            self.file.close()
-        if self.wandb is not None:
-            exit_code = int(error is not None or self.status != "done")
-            self.wandb.close(lambda run: run.finish(exit_code=exit_code))
-
-
-class _Wandb(threading.Thread):
-    """Call W&B in a thread of its own, so that it can neither delay nor end a training.
-
-    `begin` returns the W&B run with which the later calls are made. Whatever they raise, even
-    SystemExit, is one warning.
-    """
-
-    def __init__(self, begin: Callable[[], Any], remedy: str) -> None:
+        """Start or continue the W&B run `run_id`; `facts` are plain data for its config."""
         super().__init__(name="wandb", daemon=True)
-        self.begin, self.remedy = begin, remedy
+        self.begin = partial(_begin, config, run_dir, run_id, facts)
+        self.remedy = f"`wandb sync --include-online {run_dir / 'wandb'}/*run-*`"
         self.patience_s = FINISH_S
         self.has_warned = False
         self.calls: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
@@ -185,15 +62,32 @@ class _Wandb(threading.Thread):
             return
         self.start()
         self.has_begun.wait(START_S)
+        # Plot over our own step count: W&B would drop repeated steps.
+        self.call(lambda run: run.define_metric("*", step_metric="step"))
 
     def call(self, call: Callable[[Any], object]) -> None:
+        """Call a function with the W&B run after the earlier ones; do not wait for it."""
         if self.is_alive():
             self.calls.put(call)
 
-    def close(self, finish: Callable[[Any], object]) -> None:
-        """Make the last call and wait for it, but not longer than `patience_s`."""
+    def conclude(self, status: str, metrics: Mapping[str, Any], weights: Path | None) -> None:
+        """Set the run's summary and upload a checkpoint's weights, if any.
+
+        {"last": {"accuracy": 98.0}} becomes "last/accuracy".
+        """
+        named = {k.replace(".", "/"): v for k, v in flat(metrics).items() if v is not None}
+        self.call(lambda run: run.summary.update({**named, "status": status}))
+        if weights is not None:
+            self.patience_s += UPLOAD_S
+            self.call(lambda run: _upload(run, weights))
+        if status == "preempted":
+            self.patience_s = PREEMPTED_S
+            self.call(lambda run: run.mark_preempting())
+
+    def close(self, exit_code: int) -> None:
+        """End the W&B run and wait for it, but not longer than `patience_s`."""
+        self.call(lambda run: run.finish(exit_code=exit_code))
         if self.is_alive():
-            self.calls.put(finish)
             self.calls.put(None)
             self.join(self.patience_s)
         if self.is_alive():
@@ -220,10 +114,8 @@ class _Wandb(threading.Thread):
             log.warning("continuing without wandb: %s", one_line(why) or type(why).__name__)
 
 
-def _start_wandb(
-    mode: Any, config: Config, run_dir: Path, run_id: str, facts: dict[str, Any]
-) -> Any:
-    """Start or continue the W&B run of this id.
+def _begin(config: Config, run_dir: Path, run_id: str, facts: Mapping[str, Any]) -> Any:
+    """Start or continue the W&B run of this id, and return it.
 
     Online, a run of the same id is resumed. Offline, each process leaves its part of the run in
     `wandb/offline-run-*`, and `wandb sync` appends the parts in order. Steps repeated after a kill
@@ -242,10 +134,11 @@ def _start_wandb(
         finish_timeout=FINISH_S,
         finish_timeout_raises=True,
     )
-    if commit := facts.get("git", {}).get("commit"):  # else W&B takes the current folder's
+    if commit := facts["git"]["commit"]:  # else W&B takes the current folder's
         settings.git_commit = commit
         settings.git_root = str(PACKAGE_FOLDER.parent)
     searches = run_dir.name == SEARCH
+    mode: Any = mode_of(config)
     run = wandb.init(
         mode=mode,
         project=config.wandb.project,
@@ -276,10 +169,3 @@ def _upload(run: Any, checkpoint: Path) -> None:
     logged = run.log_artifact(artifact)
     if not run.offline:
         logged.wait(timeout=int(UPLOAD_S))
-
-
-def _stored_id(run_dir: Path) -> str | None:
-    """Return the W&B id stored in the run's folder; None if there is no valid one."""
-    file = run_dir / ID_FILE
-    found = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
-    return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import threading
 import time
@@ -9,9 +10,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
-from npas.training import tracking
-from npas.training.tracking import Tracker
+from npas.training import build, tracking
+from npas.training.distributed import Process
+from npas.training.journal import Journal
+from npas.training.optim import build_optimizer
+from npas.training.state import TrainState
+from npas.utils.git import Git
 
 CALLS = ["init", "define_metric", "log", "summary", "upload", "wait", "mark_preempting", "finish"]
 
@@ -75,64 +81,83 @@ def online(small):
     return lambda **settings: small(wandb={"mode": "online", **settings})
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+def open_journal(config, run_dir, logged=0, wandb_id=None, rank=0):
+    """Make the journal of a training that has logged some lines."""
+    experiment = build(config)
+    experiment.process = Process(rank, 1 + rank, torch.device("cpu"))
+    state = TrainState(experiment, build_optimizer(experiment.model, config.optim), run_dir)
+    state.progress.logged, state.progress.wandb_id = logged, wandb_id
+    return Journal(state, steps_per_epoch=5)
+
+
+def report(journal, step, **figures):
+    journal.state.progress.step = step
+    journal.report(figures)
+
+
+def logged_steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
     ("logged", "steps"), [(0, []), (1, [2]), (3, [2, 4, 4]), (4, [2, 4, 4, 6]), (9, [2, 4, 4, 6])]
 )
-def test_going_on_keeps_as_many_lines_as_were_logged(small, tmp_path, logged, steps):
+def test_resuming_keeps_as_many_lines_as_were_logged(small, tmp_path, logged, steps):
     # What was measured after an epoch has the step of the line before it.
     log = "".join(f'{{"step": {n}}}\n' for n in (2, 4, 4, 6)) + '{"step": 9, "tra'
     (tmp_path / "log.jsonl").write_text(log)
-    with Tracker(small(), tmp_path, logged, None) as tracker:
-        assert tracker.lines == len(steps)
-        tracker.log({"step": 7})
-    assert [line["step"] for line in lines(tmp_path)] == [*steps, 7]
+    with open_journal(small(), tmp_path, logged) as journal:
+        assert journal.state.progress.logged == len(steps)
+        report(journal, 7)
+    assert logged_steps(tmp_path) == [*steps, 7]
 
 
 @pytest.mark.parametrize("bad", [b'{"step": 2, "a": "\xc3', b"[1]", b'{"step": null}', b"\x00"])
 def test_a_damaged_line_is_left_out_and_counts_as_logged(small, tmp_path, bad):
     log = [b'{"step": 1}', bad, b'{"step": 3}', b'{"step": 4}']
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(log))
-    with Tracker(small(), tmp_path, 3, None) as tracker:
-        assert tracker.lines == 2
-        tracker.log({"step": 5})
-    assert [line["step"] for line in lines(tmp_path)] == [1, 3, 5]
+    with open_journal(small(), tmp_path, 3) as journal:
+        assert journal.state.progress.logged == 2
+        report(journal, 5)
+    assert logged_steps(tmp_path) == [1, 3, 5]
+
+
+def test_a_number_that_is_not_finite_is_null(small, tmp_path):
+    with open_journal(small(), tmp_path) as journal:
+        report(journal, 5, loss=math.nan, lr=0.1)
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 5, "epoch": 1.0, "loss": None, "lr": 0.1}
 
 
 def test_a_process_that_does_not_lead_counts_lines_and_writes_nothing(online, tmp_path, wandb):
     run_dir = tmp_path / "run"
-    with Tracker(online(artifacts=True), run_dir, 3, "abcd1234", is_main=False) as tracker:
-        tracker.log({"step": 1})
-        tracker.upload(tmp_path)
-        tracker.ended("preempted")
-        assert (tracker.lines, tracker.wandb_id) == (4, "abcd1234")
+    with open_journal(online(artifacts=True), run_dir, 3, "abcd1234", rank=1) as journal:
+        report(journal, 1)
+        journal.outcome("done")
+        assert journal.state.progress.logged == 4
     assert wandb.seen["init"] == [] and not run_dir.exists()
 
 
-def test_training_goes_on_without_wandb(small, tmp_path, monkeypatch, caplog):
+def test_training_continues_without_wandb(small, tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import raises
-    with Tracker(small(wandb={"mode": "disabled"}), tmp_path, 0, None) as tracker:
-        assert tracker.wandb_id is None
+    with open_journal(small(wandb={"mode": "disabled"}), tmp_path) as journal:
+        assert journal.state.progress.wandb_id is None
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"] and not caplog.text
-    with Tracker(small(wandb={"mode": "offline"}), tmp_path, 0, None) as tracker:
-        tracker.log({"step": 1})
-    assert "continuing without wandb" in caplog.text and lines(tmp_path) == [{"step": 1}]
+    with open_journal(small(wandb={"mode": "offline"}), tmp_path) as journal:
+        report(journal, 1)
+    assert "continuing without wandb" in caplog.text and logged_steps(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_the_run_is_described(small, tmp_path, wandb, mode):
+def test_the_run_is_described(small, tmp_path, wandb, mode, monkeypatch):
+    monkeypatch.setattr("npas.training.journal.git_state", lambda: Git("0123abc", False))
     config = small(wandb={"mode": mode, "tags": ["a"], "project": "p", "entity": "e"})
-    facts = {"ranks": 2, "git": {"commit": "0123abc", "dirty": False}}
+    metrics = {"last": {"accuracy": 98.0, "val/accuracy": 97.0}, "selected": None}
     for folder in (tmp_path / "run", tmp_path / "run" / "search"):
-        with Tracker(config, folder, 0, None, facts=facts) as tracker:
-            tracker.log({"step": 3, "train/loss": 1.0})
-            metrics = {"last": {"accuracy": 98.0, "val/accuracy": 97.0}, "selected": None}
-            tracker.summarize({**metrics, "selected_on": None})
-            tracker.ended("done")
+        with open_journal(config, folder) as journal:
+            report(journal, 3, **{"train/loss": 1.0})
+            journal.outcome("done", {**metrics, "selected_on": None})
     call, search = wandb.seen["init"]
     described = {
         "mode": mode,
@@ -147,43 +172,46 @@ def test_the_run_is_described(small, tmp_path, wandb, mode):
     }
     assert described.items() <= call.items()
     assert (search["name"], search["job_type"]) == ("run/search", "search")
-    assert type(call["config"]["optim"]) is dict and call["config"]["facts"] == facts
+    assert type(call["config"]["optim"]) is dict and call["config"]["facts"] == {
+        "git": {"commit": "0123abc", "dirty": False},
+        "ranks": 1,
+        "nodes": 1,
+        "parameters": None,
+    }
     assert call["settings"].git_commit == "0123abc"
-    assert wandb.seen["log"] == 2 * [{"step": 3, "train/loss": 1.0}]
-    figures = {"last/accuracy": 98.0, "last/val/accuracy": 97.0}
-    assert wandb.seen["summary"] == 2 * [figures, {"status": "done"}]
+    assert wandb.seen["log"] == 2 * [{"step": 3, "epoch": 0.6, "train/loss": 1.0}]
+    figures = {"last/accuracy": 98.0, "last/val/accuracy": 97.0, "status": "done"}
+    assert wandb.seen["summary"] == 2 * [figures]
 
 
 def test_the_id_is_kept_before_anything_is_trained_and_found_again(online, tmp_path, wandb):
     file = tmp_path / "wandb_id"
-    first = Tracker(online(), tmp_path, 0, None)
-    assert file.read_text() == f"{first.wandb_id}\n"  # and then it is killed
-    with Tracker(online(), tmp_path, 0, None) as again:
-        assert again.wandb_id == first.wandb_id
-    with Tracker(online(), tmp_path, 5, "abcd1234"):  # as a checkpoint has it
+    killed = open_journal(online(), tmp_path).__enter__()
+    first = killed.state.progress.wandb_id
+    assert file.read_text() == f"{first}\n"  # and then it is killed
+    with open_journal(online(), tmp_path) as again:
+        assert again.state.progress.wandb_id == first
+    with open_journal(online(), tmp_path, 5, "abcd1234"):  # as a checkpoint has it
         assert file.read_text() == "abcd1234\n"
-    assert [call["id"] for call in wandb.seen["init"]] == [
-        first.wandb_id,
-        first.wandb_id,
-        "abcd1234",
-    ]
+    assert [call["id"] for call in wandb.seen["init"]] == [first, first, "abcd1234"]
     for damaged in (b"", b"\xff\xfe", b"../../x\n"):
         file.write_bytes(damaged)
-        with Tracker(online(), tmp_path, 0, None) as fresh:
-            assert file.read_text() == f"{fresh.wandb_id}\n"
-    first.__exit__(None, None, None)
+        with open_journal(online(), tmp_path) as fresh:
+            assert file.read_text() == f"{fresh.state.progress.wandb_id}\n"
+    killed.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("status", ["done", "diverged", "failed", "preempted", None])
-def test_wandb_is_told_how_the_run_ended(online, tmp_path, wandb, status):
+def test_wandb_gets_the_status_of_the_run(online, tmp_path, wandb, status):
+    checkpoint = tmp_path / "checkpoints" / "step-00000000"
+    checkpoint.mkdir(parents=True)
     for name in ("model", "averaged", "optimizer"):
-        (tmp_path / f"{name}.safetensors").touch()
+        (checkpoint / f"{name}.safetensors").touch()
     try:
-        with Tracker(online(artifacts=status == "done"), tmp_path, 0, None) as tracker:
+        with open_journal(online(artifacts=True), tmp_path) as journal:
             if status is None:
                 raise KeyboardInterrupt
-            tracker.upload(tmp_path)
-            tracker.ended(status)
+            journal.outcome(status)
     except KeyboardInterrupt:
         assert status is None
     assert wandb.seen["summary"] == ([] if status is None else [{"status": status}])
@@ -194,14 +222,13 @@ def test_wandb_is_told_how_the_run_ended(online, tmp_path, wandb, status):
     assert uploads == ([uploaded] if status == "done" else [])
 
 
-def use_all(config, run_dir):
-    with Tracker(config, run_dir, 0, None) as tracker:
-        tracker.log({"step": 1})
-        tracker.log({"step": 2})
-        tracker.summarize({"last": {"accuracy": 98.0}})
-        tracker.upload(run_dir)
-        tracker.ended("preempted")
-    assert [line["step"] for line in lines(run_dir)] == [1, 2]
+def use_all(config, run_dir, call):
+    """Make all of W&B's calls of a run that has a given call."""
+    with open_journal(config, run_dir) as journal:
+        report(journal, 1)
+        report(journal, 2)
+        journal.outcome("preempted" if call == "mark_preempting" else "done")
+    assert logged_steps(run_dir) == [1, 2]
 
 
 class Wordless(BaseException):
@@ -213,7 +240,7 @@ class Wordless(BaseException):
 def test_a_failing_call_is_one_warning_of_one_line(online, tmp_path, wandb, caplog, fails, error):
     wandb.fails, wandb.error = fails, error
     caplog.set_level(logging.WARNING)
-    use_all(online(artifacts=True), tmp_path)
+    use_all(online(artifacts=True), tmp_path, fails)
     (record,) = caplog.records
     assert "\n" not in record.getMessage() and not record.getMessage().endswith(": ")
     # What had begun is ended all the same.
@@ -227,7 +254,7 @@ def test_a_hanging_call_is_one_warning(online, tmp_path, wandb, caplog, monkeypa
     wandb.hangs = hangs
     caplog.set_level(logging.WARNING)
     started = time.monotonic()
-    use_all(online(artifacts=True), tmp_path)
+    use_all(online(artifacts=True), tmp_path, hangs)
     assert time.monotonic() - started < 5
     (record,) = caplog.records
     assert "wandb sync" in record.getMessage()

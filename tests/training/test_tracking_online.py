@@ -12,28 +12,31 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# One process that trains, as far as the tracker can tell.
+# One process that trains, as far as the journal can tell.
 CHILD = """
 import json, logging, sys
 from pathlib import Path
-from npas.config import Config, WandbConfig
-from npas.training import tracking
+from npas.reporting.compose import compose
+from npas.training import build, tracking
+from npas.training.journal import Journal
+from npas.training.optim import build_optimizer
+from npas.training.state import TrainState
 
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 asked = json.loads(sys.argv[1])
 for name in ("START_S", "INIT_S", "FINISH_S") if asked["hurries"] else ():
     setattr(tracking, name, 1)
-nodes = {"model": {"family": "wrn"}, "task": {"family": "digits"}}
-wandb = WandbConfig(mode=asked["mode"], project="p", tags=["a", "b"], artifacts=True)
-config = Config(exp="small", budget="dense", wandb=wandb, **nodes)
-run_dir, facts = Path("run"), {"ranks": 2, "git": {"commit": "0123abc"}}
-with tracking.Tracker(config, run_dir, asked["logged"], None, facts=facts) as tracker:
+words = (f"wandb.mode={asked['mode']}", "wandb.project=p", "wandb.tags=[a,b]")
+config = compose("budget=dense", "trainer.device=cpu", "wandb.artifacts=true", *words)
+experiment = build(config)
+state = TrainState(experiment, build_optimizer(experiment.model, config.optim), Path("run"))
+state.progress.logged = asked["logged"]
+with Journal(state, steps_per_epoch=5) as journal:
     for step in asked["steps"]:
-        tracker.log({"step": step, "train/loss": 1 / step})
-    if asked["status"] == "done":
-        tracker.summarize({"last": {"accuracy": 98.0}})
-        tracker.upload(run_dir)
-    tracker.ended(asked["status"])
+        state.progress.step = step
+        journal.report({"train/loss": 1 / step})
+    state.save()
+    journal.outcome(asked["status"])
 print("trained on")
 """
 
