@@ -4,8 +4,6 @@ Hydra answers some mistakes with several lines, or advises to add a key with `+`
 here, before Hydra composes anything.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re

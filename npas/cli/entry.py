@@ -8,8 +8,6 @@
 the first one starts.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Train an experiment in its run's folder, and record how it ended in a result file."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno
@@ -79,16 +77,7 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
                     training.prepare(experiment)
                     announce(experiment)
             if experiment.stage == "train":
-                if experiment.grouping is not None and process.is_main:
-                    plots.groups(experiment.grouping, folder)
-                outcome = training.train(experiment, folder)
-                if outcome.status == "done" and process.is_main:
-                    experiment.task.write_predictions("test", folder)
-                if outcome.status == "done" and config.exports:
-                    try:
-                        artifact = _export(experiment, folder)
-                    except (Refused, Diverged) as error:  # the trained weights are saved
-                        outcome = dataclasses.replace(outcome, status="failed", error=str(error))
+                outcome, artifact = _train(experiment, folder)
         except Refused:
             raise
         except signals.Preempted:  # between search and training: both are saved
@@ -108,6 +97,23 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
         raise app.Reported
     process.gather(None)  # a launcher may kill the others when the first process exits
     return result
+
+
+def _train(experiment: Experiment, folder: Path) -> tuple[Outcome, Artifact | None]:
+    """Train, plot the groups, write the test set's predictions and, if asked for, the artifact."""
+    if experiment.grouping is not None and experiment.process.is_main:
+        plots.groups(experiment.grouping, folder)
+    outcome = training.train(experiment, folder)
+    if outcome.status != "done":
+        return outcome, None
+    if experiment.process.is_main:
+        experiment.task.write_predictions("test", folder)
+    if not experiment.config.exports:
+        return outcome, None
+    try:
+        return outcome, _export(experiment, folder)
+    except (Refused, Diverged) as error:  # the trained weights are saved
+        return dataclasses.replace(outcome, status="failed", error=str(error)), None
 
 
 def _export(experiment: Experiment, folder: Path) -> Artifact:

@@ -13,8 +13,6 @@ Exit code 0: done, 1: not all were deleted, 2: invalid arguments.
 """
 
 # Neither torch nor Hydra is imported, so that listing a thousand runs takes less than a second.
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -184,7 +182,3 @@ def _clean(args: Sequence[str]) -> int:
             app.say(NAME, f"{folder} {files.reason(error)}: not deleted")
     app.echo(f"deleted {deleted} of {len(runs)}")
     return 0 if deleted == len(runs) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,8 +5,6 @@ searches, as `hydra/sweeper=optuna`, chooses each job by the values of earlier o
 checked one by one, and each returns `Job.value`. Higher is better.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

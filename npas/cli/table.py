@@ -7,8 +7,6 @@ npas-table digits check=true        # exit code 1 if the committed table differs
 npas-table squad epoch=selected     # of the epochs chosen on held-out data, not the last ones
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

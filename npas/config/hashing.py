@@ -1,7 +1,5 @@
 """The hash of the config keys that affect a run's result, and the run folder named after it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -6,8 +6,6 @@ OmegaConf's structured configs are not used: they support neither `Literal` nor 
 or mapping, accept infinity as a number and 1 as true, and their errors span several lines.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

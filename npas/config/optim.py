@@ -1,7 +1,5 @@
 """The keys of the optimizer and its schedule."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 

@@ -5,8 +5,6 @@ result.json of an earlier version is read as if it had the new names. Configs ar
 first names, so that the folders of earlier runs are still found.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ A value out of range raises a ValueError that names the key and what to change. 
 task or model families are imported: their keys are in the families' own `Config` classes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The `sharing` keys of a config."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ Fields may be numbers, str, bool, `Literal`, lists, mappings, `X | None` and dat
 is a ValueError with the key's full name.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import sys

@@ -1,7 +1,5 @@
 """Read the definitions of all tables from tables.yaml, which says how; add a table there."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The environment of a run: versions, git state and hardware. Never fails; unknown is None."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """A page of all folded networks, from the `fold.json` files of npas-fold."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

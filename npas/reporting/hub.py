@@ -8,8 +8,6 @@
 contains the dense network, for transformers' `from_pretrained`, and the shared one in `shared/`.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterable

@@ -5,8 +5,6 @@ without an image form a column. Every part is drawn as an image of its own, and 
 The same samples give the same file, byte for byte, with one version of Pillow.
 """
 
-from __future__ import annotations
-
 import functools
 import textwrap
 from collections.abc import Iterator, Sequence

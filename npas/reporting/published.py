@@ -3,8 +3,6 @@
 figure("cifar", "WRN 28-10", "c10", dropout=0.3).value
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass

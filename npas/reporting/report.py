@@ -7,8 +7,6 @@ It contains committed tables and plots, what `npas-fold` and `npas-eval` made, a
 The same files give the same page. Neither torch nor Hydra is imported unless runs are plotted.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import struct

@@ -7,8 +7,6 @@
 Reading and writing check the same schema. A `ValueError` names the file and the field.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -4,8 +4,6 @@ Result files are read as plain JSON with few checks, so that a thousand take a f
 and neither torch nor Hydra is imported; `results.read` checks them completely.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import json

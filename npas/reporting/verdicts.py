@@ -1,7 +1,5 @@
 """Appendices of tables: wins, ties and losses, paired tests, and artifacts."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Sequence

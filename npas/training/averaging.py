@@ -1,7 +1,5 @@
 """Exponential moving average of a network's weights, used for evaluation and export."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping

@@ -5,8 +5,6 @@ the run's precision, and sees the same batches as the student; with `distill.cac
 only once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 from functools import partial

@@ -1,7 +1,5 @@
 """Build the task and the shared network of a config."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Cluster layers into groups by a vector per layer, and store the result as readable JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

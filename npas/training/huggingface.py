@@ -1,7 +1,5 @@
 """A callback for transformers' Trainer; no other module of npas imports transformers' Trainer."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -6,8 +6,6 @@ the banks of a run with the same groups and sizes. `sharing.init=fit:PATH` fits 
 weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import logging

@@ -4,8 +4,6 @@ All workers get one config that Hydra has composed. Signals are passed on to the
 finish their step and save. If this process dies, torch's spawn sends them SIGINT.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -8,8 +8,6 @@ averaged where templates overlap. With `muon.bank=adam` AdamW trains banks.
 Shapes: S matrices of R rows and C columns, a bank of P values.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Optimizers (SGD, Adam, AdamW, Adamax, Muon), gradient clipping and learning rate schedules."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Check everything before a training writes files, try one step, and find parts that fit memory."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import time

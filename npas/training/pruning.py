@@ -5,8 +5,6 @@ of filters depends only on weights and on batches outside the training's epochs:
 prunes the same ones.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,6 @@ average many batches in training mode instead of one in eval mode, and merge by 
 to a given number of groups instead of greedily above a threshold.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import logging

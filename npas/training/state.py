@@ -4,8 +4,6 @@ Batches are not part of it: they follow from (seed, epoch, step), and the learni
 step.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time

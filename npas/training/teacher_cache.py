@@ -4,8 +4,6 @@ There is one file per teacher, precision and set of training inputs; its name is
 Rows are looked up by the digest of the sample that the student reads.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

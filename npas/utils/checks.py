@@ -1,7 +1,5 @@
 """Checks of values, ranges and paths, and lists in sentences."""
 
-from __future__ import annotations
-
 import difflib
 import operator
 import os

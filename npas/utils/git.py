@@ -1,7 +1,5 @@
 """The git commit of the running code."""
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Unlike for a config (`npas.config.typed`), types are not converted: npas wrote these files itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Settings and record of an artifact, a network's quantized and compressed tensors."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 

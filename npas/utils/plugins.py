@@ -7,8 +7,6 @@ A script registers its own at its top level, so that its child processes do so t
     npas.register_model("mlp", sys.modules[__name__])
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec

@@ -3,8 +3,6 @@
 Imports no torch: a command checks whether it may print before it loads anything.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import MutableMapping

@@ -8,8 +8,6 @@ A second signal ends the process at once. At the end, earlier handlers are resto
 scheduler's handler may requeue the job. Imports no torch.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os
