@@ -41,8 +41,8 @@ def test_a_process_knows_its_place(environ, place):
 
 def test_sruns_processes_meet_on_the_first_host():
     environ, other = dict(SRUN), {**SRUN, "SLURM_STEP_ID": "1", "SLURM_STEP_NODELIST": "a,b"}
-    processes.meet(environ)
-    processes.meet(other)
+    processes.set_torchrun_variables(environ)
+    processes.set_torchrun_variables(other)
     assert (environ["MASTER_ADDR"], other["MASTER_ADDR"]) == ("gpu07", "a")
     assert 20000 <= int(environ["MASTER_PORT"]) < 40000
     assert other["MASTER_PORT"] != environ["MASTER_PORT"]
@@ -50,5 +50,5 @@ def test_sruns_processes_meet_on_the_first_host():
     assert found == Place(3, 4, 1, 2)
     for started in ({}, TORCHRUN):  # what is set is left as it is
         changed = dict(started)
-        processes.meet(changed)
+        processes.set_torchrun_variables(changed)
         assert changed == started

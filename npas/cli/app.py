@@ -100,7 +100,7 @@ def hydra(name: str) -> Iterator[Any]:
 
 
 def compose(
-    name: str, primary: str, asked: argparse.Namespace, task: Callable[[dict[str, Any]], object]
+    name: str, primary: str, options: argparse.Namespace, task: Callable[[dict[str, Any]], object]
 ) -> None:
     """Compose the config `primary` and call `task`, or run one of Hydra's flags such as --cfg."""
     failures: list[Exception] = []
@@ -111,27 +111,27 @@ def compose(
         except Exception as error:
             failures.append(error)  # Hydra would print it in its own format
 
-    what = {"config_name": asked.config_name or primary, "overrides": asked.overrides}
-    with hydra(name) as own:
-        if asked.help:
-            own.app_help(what["config_name"], arguments.flags(), asked)
-        elif asked.hydra_help:
-            own.hydra_help(what["config_name"], arguments.flags(), asked)
-        elif asked.cfg:
-            shown = {"cfg_type": asked.cfg, "package": asked.package, "resolve": asked.resolve}
+    shown = {"package": options.package, "resolve": options.resolve}
+    config = {"config_name": options.config_name or primary, "overrides": options.overrides}
+    with hydra(name) as instance:
+        if options.help:
+            instance.app_help(config["config_name"], arguments.flags(), options)
+        elif options.hydra_help:
+            instance.hydra_help(config["config_name"], arguments.flags(), options)
+        elif options.cfg:
             try:
-                own.show_cfg(**what, **shown)
+                instance.show_cfg(**config, cfg_type=options.cfg, **shown)
             except SystemExit:  # Hydra has said which part is missing
-                raise ValueError(f"--package {asked.package} is no part of the config") from None
-        elif asked.info:
-            own.show_info(asked.info, **what)
-        elif asked.shell_completion:
+                raise ValueError(f"--package {options.package} is no part of the config") from None
+        elif options.info:
+            instance.show_info(options.info, **config)
+        elif options.shell_completion:
             try:
-                own.shell_completion(**what)
+                instance.shell_completion(**config)
             except KeyError as error:
                 raise ValueError(f"--shell-completion: the shell sets {error}") from None
         else:
-            own.run(**what, task_function=run, with_log_configuration=False)
+            instance.run(**config, task_function=run, with_log_configuration=False)
     if failures:
         raise failures[0]
 
@@ -188,7 +188,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def explain(error: Exception, command: Command[T], args: Collection[str]) -> str | None:
-    """Print and return a user error's message; print the traceback of other errors, or if asked."""
+    """Print and return a user error's message; of other errors, print the traceback."""
     args = list(args)
     folder = args[args.index("--config-dir") + 1] if "--config-dir" in args[:-1] else None
     line = arguments.explain(error, command.keys(), folder)

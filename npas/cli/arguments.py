@@ -37,41 +37,43 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
         raise SystemExit(0)
     parser = flags()
     parser.error = fail  # type: ignore[method-assign]
-    asked = parser.parse_intermixed_args(arguments)
-    if asked.shell_completion:  # its arguments are not keys
-        return asked
-    if asked.help or asked.hydra_help:
-        asked.overrides = []
-    if not asked.cfg and (asked.package or asked.resolve):
-        fail(f"--{'package' if asked.package else 'resolve'} goes with --cfg")
-    asked.overrides = [_accepted(override) for override in asked.overrides]
-    asked.multirun |= "hydra.mode=MULTIRUN" in asked.overrides
-    if asked.config_path is not None:
+    options = parser.parse_intermixed_args(arguments)
+    if options.shell_completion:  # its arguments are not keys
+        return options
+    if options.help or options.hydra_help:
+        options.overrides = []
+    if not options.cfg and (options.package or options.resolve):
+        fail(f"--{'package' if options.package else 'resolve'} goes with --cfg")
+    options.overrides = [_accepted(override) for override in options.overrides]
+    options.multirun |= "hydra.mode=MULTIRUN" in options.overrides
+    if options.config_path is not None:
         raise ValueError("--config-path is not supported: --config-dir DIR adds a folder of YAMLs")
     configs = Path(import_module("npas.configs").__path__[0])
     if (
-        asked.config_name not in (None, primary)
-        and (configs / f"{asked.config_name}.yaml").exists()
+        options.config_name not in (None, primary)
+        and (configs / f"{options.config_name}.yaml").exists()
     ):
-        raise ValueError(f"--config-name {asked.config_name} is for another command: leave it out")
+        raise ValueError(
+            f"--config-name {options.config_name} is for another command: leave it out"
+        )
     folders = plugins.config_folders()
-    if asked.config_dir is not None:
-        folders.insert(0, Path(asked.config_dir).absolute())
-    one = "" if asked.multirun else "add -m to run each (a list is written in brackets)"
-    if asked.multirun and (asked.cfg or asked.info):
+    if options.config_dir is not None:
+        folders.insert(0, Path(options.config_dir).absolute())
+    one = "" if options.multirun else "add -m to run each (a list is written in brackets)"
+    if options.multirun and (options.cfg or options.info):
         one = "--cfg and --info show a single job"
-    parsed = OverridesParser.create().parse_overrides(asked.overrides)
+    parsed = OverridesParser.create().parse_overrides(options.overrides)
     named = {override.key_or_group: override.input_line for override in parsed}
     if {"run", "exp"} <= named.keys():
         raise ValueError(f"{named['exp']} does not go with run=: change single keys, as optim.lr=1")
     for override in parsed:
         _check(override, one, folders, known)
-    if asked.config_dir is not None and not folders[0].is_dir():
-        raise ValueError(f"there is no folder --config-dir {asked.config_dir}")
+    if options.config_dir is not None and not folders[0].is_dir():
+        raise ValueError(f"there is no folder --config-dir {options.config_dir}")
     if folders:
         paths = ", ".join(f'"file://{folder}"' for folder in folders)
-        asked.overrides.append(f"hydra.searchpath=[{paths}]")
-    return asked
+        options.overrides.append(f"hydra.searchpath=[{paths}]")
+    return options
 
 
 def flags() -> argparse.ArgumentParser:

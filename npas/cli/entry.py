@@ -11,7 +11,7 @@ the first one starts.
 import os
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from npas.cli import app, arguments, sweep
 from npas.utils import signals
@@ -26,19 +26,18 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = list(sys.argv[1:] if argv is None else argv)
     jobs: list[app.Job] = []
+
+    def work(raw: dict[str, Any]) -> None:
+        jobs.append(command.run(command.check(raw)))
+
     with app.one_line_messages(command.name):
         try:
-            asked = arguments.parse(args, command.keys(), command.primary)
-            shows = asked.cfg or asked.help or asked.hydra_help or asked.info
-            if asked.multirun and not shows and not asked.shell_completion:
-                jobs = sweep.run(command, asked)
+            options = arguments.parse(args, command.keys(), command.primary)
+            shows = options.cfg or options.help or options.hydra_help or options.info
+            if options.multirun and not shows and not options.shell_completion:
+                jobs = sweep.run(command, options)
             else:
-                app.compose(
-                    command.name,
-                    command.primary,
-                    asked,
-                    lambda raw: jobs.append(command.run(command.check(raw))),
-                )
+                app.compose(command.name, command.primary, options, work)
         except SystemExit as stop:  # --version, or an error that Hydra has printed
             return int(stop.code or 0)
         except KeyboardInterrupt:

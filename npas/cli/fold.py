@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 NAME = "npas-fold"
 AUTO = "auto"
 RECORDED = (  # fields of folding.json that fold.json repeats
-    *("tied", "blocks", "plain", "layers_before", "layers", "weights", "parameters_before"),
+    "tied", "blocks", "plain", "layers_before", "layers", "weights", "parameters_before",
     "parameters",
-)
+)  # fmt: skip
 CANDIDATES = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 

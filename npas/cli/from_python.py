@@ -77,16 +77,16 @@ def check(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
 
     found: list[Config] = []
     try:
-        asked = arguments.parse(args, command.keys(), "train")
-        if asked.multirun:
+        options = arguments.parse(args, command.keys(), "train")
+        if options.multirun:
             raise ValueError("npas.train runs one training: call it for each value of a sweep")
         with suspended_hydra():
             app.compose(
-                command.NAME, "train", asked, lambda raw: found.append(runs.check_arguments(raw))
+                command.NAME, "train", options, lambda raw: found.append(command.check(raw))
             )
     except Exception as error:
         line = arguments.explain(error, command.keys())
         if line is None:
             raise
         raise ValueError(line.replace("add -m to run each", "call it for each")) from None
-    return command.as_started(found[0])
+    return found[0]

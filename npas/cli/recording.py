@@ -134,7 +134,7 @@ def _export(experiment: Experiment, folder: Path) -> Artifact:
             read_artifact(path, model)
     found = process.from_leader(found)
     assert found is not None
-    process.share_all(model)
+    process.broadcast_all(model)
     return dataclasses.replace(found, metrics=measure(experiment, "test"))
 
 

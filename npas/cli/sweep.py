@@ -26,7 +26,7 @@ class _Ended(BaseException):
         self.refusal = refusal
 
 
-def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
+def run(command: Command[T], options: argparse.Namespace) -> list[Job]:
     """Run the jobs of a sweep and return how each ended. Raises ValueError for invalid ones."""
     from hydra.types import RunMode
 
@@ -35,11 +35,11 @@ def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
             "a sweep (-m) starts its jobs itself: run it without torchrun or srun, and for several"
             " processes a job set trainer.devices=N"
         )
-    sweep = _Sweep(command, tuple(asked.overrides))
-    what: dict[str, Any] = {"config_name": asked.config_name or command.primary}
-    what["overrides"] = [*asked.overrides, "hydra.mode=MULTIRUN"]
+    sweep = _Sweep(command, tuple(options.overrides))
+    primary: dict[str, Any] = {"config_name": options.config_name or command.primary}
+    primary["overrides"] = [*options.overrides, "hydra.mode=MULTIRUN"]
     with app.hydra(command.name) as hydra:
-        composed = hydra.compose_config(**what, run_mode=RunMode.MULTIRUN)
+        composed = hydra.compose_config(**primary, run_mode=RunMode.MULTIRUN)
         sweep.searches = not composed.hydra.sweeper._target_.endswith(".BasicSweeper")
         if not sweep.searches:
             jobs = sweep.check(hydra.config_loader, composed)
@@ -48,7 +48,9 @@ def run(command: Command[T], asked: argparse.Namespace) -> list[Job]:
                 sweep.run(number, overrides, lambda checked=checked: checked)  # type: ignore[misc]
         else:
             try:
-                hydra.multirun(**what, task_function=sweep.launched, with_log_configuration=False)
+                hydra.multirun(
+                    **primary, task_function=sweep.launched, with_log_configuration=False
+                )
             except RuntimeError as error:  # of a launcher, e.g. off its cluster: jobs catch theirs
                 raise ValueError(f"hydra/launcher: {error}") from error
             except app.RunFailed as failure:
@@ -80,8 +82,8 @@ class _Sweep(Generic[T]):
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from omegaconf import open_dict
 
-        words = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
-        parsed = OverridesParser.create(loader).parse_overrides([*words, *self.arguments])
+        params = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
+        parsed = OverridesParser.create(loader).parse_overrides([*params, *self.arguments])
         jobs = [list(job) for job in itertools.product(*map(_choices, parsed))]
         if not jobs:
             raise ValueError("the sweep has no jobs: one of its lists is empty")
@@ -147,7 +149,7 @@ class _Sweep(Generic[T]):
 
 
 def _choices(override: Any) -> list[str]:
-    """Return the single overrides that an override of a sweep stands for."""
+    """Expand an override of a sweep into overrides of single values."""
     if override.is_interval_sweep():
         raise ValueError(
             f"{override.input_line}: an interval needs a sweeper that searches"
@@ -160,8 +162,8 @@ def _choices(override: Any) -> list[str]:
 
 def _check_direction(sweeper: Any) -> None:
     """Refuse a search for the lowest value, which is optuna's default."""
-    asked = sweeper.get("direction", "maximize")
-    asked = getattr(asked, "name", asked)
-    if asked not in ("maximize", ["maximize"]):
-        line = f"hydra.sweeper.direction={asked}, but higher values of a job are better"
+    direction = sweeper.get("direction", "maximize")
+    direction = getattr(direction, "name", direction)
+    if direction not in ("maximize", ["maximize"]):
+        line = f"hydra.sweeper.direction={direction}, but higher values of a job are better"
         raise _Ended(ValueError(f"{line}: write hydra.sweeper.direction=maximize"))

@@ -30,27 +30,21 @@ if TYPE_CHECKING:
     from npas.training import Experiment
 
 NAME = "npas-train"
-AGAIN = "the same command resumes the run"
+RESUMES = "the same command resumes the run"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run npas-train and return its exit code."""
+    after_interrupt = f"; {RESUMES}"
     command = app.Command(
-        NAME,
-        "train",
-        keys,
-        _check,
-        run,
-        close_sweep,
-        _check_search,
-        after_interrupt=f"; {AGAIN}",
+        NAME, "train", keys, check, run, close_sweep, _check_search, after_interrupt
     )
     # A Python program that calls this, with arguments, expects SIGTERM to end the program.
     try:
         with signals.watching("keep" if argv is None else "deliver"):
             return entry.main(command, argv)
     except signals.Preempted:  # just before the command or after it, which handles its own
-        app.say(NAME, f"stopped by a signal; {AGAIN}")
+        app.say(NAME, f"stopped by a signal; {RESUMES}")
         return signals.EXIT_CODE
 
 
@@ -59,7 +53,7 @@ def keys() -> set[str]:
     return {*schema.known_keys(), "run"}
 
 
-def _check(raw: dict[str, Any]) -> Config:
+def check(raw: dict[str, Any]) -> Config:
     """Check all that needs neither data nor a network. Raises ValueError."""
     config = as_started(runs.check_arguments(raw))
     if config.budget != schema.DENSE and not config.sharing.fits:
@@ -108,7 +102,7 @@ def run(config: Config) -> Job:
             with contextlib.nullcontext() if is_alone else signals.deferred():
                 return _run_here(config, folder)
         except signals.Preempted:
-            line = f"nothing was lost: {_again(config)}"
+            line = f"nothing was lost: {_how_to_resume(config)}"
             app.say(NAME, f"stopped by a signal; {line}")
             return Job(str(folder), app.PREEMPTED, line)
 
@@ -143,7 +137,7 @@ def _work(raw: dict[str, Any]) -> tuple[Any, ...] | str:
     """Run in one of the workers; return the job as plain data, or the message of a user error."""
     try:
         with app.one_line_messages(NAME), signals.watching("keep"):
-            job = run(_check(raw))
+            job = run(check(raw))
     except processes.Refused as error:
         return str(error)
     except app.Reported:
@@ -173,7 +167,7 @@ def _run_here(config: Config, folder: Path) -> Job:
             return skipped or Job(str(folder), "skipped")
         if config.dry_run:
             with process.together():
-                return _try(config, folder)
+                return _dry_run(config, folder)
         grouping = None
         with process.together():
             if process.is_main:
@@ -187,11 +181,11 @@ def _run_here(config: Config, folder: Path) -> Job:
         runs.warn_of_ignored(NAME, config)
         if (mode := mode_of(config)) != config.wandb.mode:
             app.say(NAME, f"WANDB_MODE={mode} overrules wandb.mode={config.wandb.mode}")
-        app.echo(_what_follows(experiment))
+        app.echo(_describe(experiment))
         return _train(experiment, folder)
 
 
-def _try(config: Config, folder: Path) -> Job:
+def _dry_run(config: Config, folder: Path) -> Job:
     """Take one step of the run and write nothing."""
     from npas.cli.recording import check_writable
     from npas.training import build, prepare
@@ -202,7 +196,7 @@ def _try(config: Config, folder: Path) -> Job:
     experiment = build(dataclasses.replace(config, data=data))
     prepare(experiment)
     runs.warn_of_ignored(NAME, config)
-    app.echo(_what_follows(experiment))
+    app.echo(_describe(experiment))
     line = one_step(experiment)
     app.echo(f"dry run: {line}; nothing was written, the run would be {folder}")
     return Job(str(folder))
@@ -214,7 +208,7 @@ def _train(experiment: Experiment, folder: Path) -> Job:
 
     config = experiment.config
     try:
-        result = record(experiment, folder, lambda found: app.echo(_what_follows(found)))
+        result = record(experiment, folder, lambda found: app.echo(_describe(found)))
     except OSError as error:
         line = f"{folder} cannot be written ({error.strerror}): {remedy(error)}"
         if experiment.process.world > 1:
@@ -224,7 +218,7 @@ def _train(experiment: Experiment, folder: Path) -> Job:
         return Job(str(folder), "failed", line)
     ended = result.error
     if result.status == app.PREEMPTED:
-        ended = f"stopped by a signal after step {result.steps}; {_again(config)}"
+        ended = f"stopped by a signal after step {result.steps}; {_how_to_resume(config)}"
     if ended is not None:
         app.say(NAME, f"{result.status}: {ended}; {folder}")
         return Job(str(folder), result.status, ended)
@@ -232,13 +226,13 @@ def _train(experiment: Experiment, folder: Path) -> Job:
     return Job(str(folder), result.status, _summary(result), _value(result))
 
 
-def _again(config: Config) -> str:
-    """Return how to resume the run."""
+def _how_to_resume(config: Config) -> str:
+    """Return which command resumes the run."""
     if config.force:
         return "the same command without force=true resumes the run"
     if config.resume == "never":
         return "the same command with resume=auto resumes the run"
-    return AGAIN
+    return RESUMES
 
 
 def _skipped(config: Config, folder: Path) -> Job | None:
@@ -264,8 +258,8 @@ def close_sweep(jobs: list[Job]) -> None:
     by_budget.close_sweep([Path(job.name) for job in jobs if job.fine], app.echo)
 
 
-def _what_follows(experiment: Experiment) -> str:
-    """Describe what is about to be trained: the allocation, or the search for groups."""
+def _describe(experiment: Experiment) -> str:
+    """Describe the training to come: the allocation, or the search for groups."""
     config, lines = experiment.config, []
     if experiment.stage == "train":
         lines.append(runs.plan_text(experiment.model, experiment.allocation))

@@ -66,8 +66,8 @@ def _networks(cells: Sequence[Cell]) -> tuple[dict[str, list[Run]], list[str]]:
         cell.row.label: [read(result) for _, result in sorted(cell.having("done").items())]
         for cell in cells
     }
-    gone = [(cell.row.label, sorted(cell.having("diverged"))) for cell in cells]
-    named = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in gone if seeds]
+    diverged = [(cell.row.label, sorted(cell.having("diverged"))) for cell in cells]
+    named = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in diverged if seeds]
     return {name: runs for name, runs in found.items() if runs}, named
 
 

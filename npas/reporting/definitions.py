@@ -44,8 +44,8 @@ def table(name: str) -> Table:
         raise ValueError(f"there is no table {name!r}; {near(name, list(_load()))}")
     data = _load()[name]
     fields = dict(data.get("fields", {}))
-    for field, words in data.get("runs", {}).items():
-        fields[field] = run_dir(compose(*words.split()))
+    for field, overrides in data.get("runs", {}).items():
+        fields[field] = run_dir(compose(*overrides.split()))
     compared = _expand(data.get("pairs", ()), fields, {})
     pairs = [[label.format(**own) for label in entry["pair"]] for entry, own in compared]
     metric = data.get("metric", "accuracy")

@@ -11,9 +11,9 @@ from typing import Any
 from npas.utils.git import git_state
 
 PACKAGES = (
-    *("npas", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "safetensors"),
+    "npas", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "safetensors",
     "scikit-learn",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from npas.utils.json_data import read_json
 
 FILE_NAME = "fold.json"
 HEAD = (
-    *("run", "threshold", "layers", "different weights", "parameters", "metric", "before", "tied"),
+    "run", "threshold", "layers", "different weights", "parameters", "metric", "before", "tied",
     "recalibrated and folded",
-)
+)  # fmt: skip
 
 
 def page(root: Path) -> str:

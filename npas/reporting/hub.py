@@ -46,7 +46,7 @@ def save_pretrained(model: nn.Module, directory: str | os.PathLike[str]) -> None
     plan = sharing.api.allocation(model)
     folder = make_folder(directory)
     if _is_transformers(model):
-        _save_theirs(model, folder)
+        _save_transformers(model, folder)
     else:
         sharing.save(model, folder)
     if not (folder / CARD).exists():
@@ -118,7 +118,7 @@ def write_run(
     from npas.training.checkpoint import untied
 
     folder.mkdir(parents=True, exist_ok=True)
-    is_shared, theirs = sharing.is_shared(model), _is_transformers(model)
+    is_shared, is_transformers = sharing.is_shared(model), _is_transformers(model)
     plan = sharing.api.allocation(model) if is_shared else None
     family = None if result is None else str(result.config["model"].get("family"))
     pruned = result is not None and result.pruning is not None
@@ -130,14 +130,14 @@ def write_run(
             text += f" Its filters were pruned; before, it had {used:,} (budget {asked})."
         notes = [text, *notes]
     else:
-        sharing.save(model, folder / SHARED_FOLDER if theirs else folder)
-    if theirs:
+        sharing.save(model, folder / SHARED_FOLDER if is_transformers else folder)
+    if is_transformers:
         dense = sharing.materialize(model) if is_shared else model
         names = [] if result is None else result.config["task"].get("class_names") or []
         if len(names) == getattr(dense.config, "num_labels", 0):
             dense.config.id2label = dict(enumerate(names))  # type: ignore[union-attr]
             dense.config.label2id = {label: n for n, label in enumerate(names)}  # type: ignore[union-attr]
-        _save_theirs(dense, folder)
+        _save_transformers(dense, folder)
     elif not is_shared:
         save_file(untied(model.state_dict()), folder / WEIGHTS_FILE)
     (folder / CARD).write_text(card(name, plan, result, how, notes), encoding="utf-8")
@@ -194,11 +194,11 @@ def _result_parts(result: Result) -> list[str]:
         ]
         parts.append("\n".join(grid(["metric", *shown], rows, left=range(len(shown) + 1))))
     asked = "" if budget is None else f" budget={budget.asked}"
-    made = [f"npas {result.versions.get('npas')}", f"torch {result.versions.get('torch')}"]
-    made += [] if result.git.commit is None else [f"commit {result.git.commit[:12]}"]
-    made += [result.hardware.gpu or result.hardware.cpu]
+    origin = [f"npas {result.versions.get('npas')}", f"torch {result.versions.get('torch')}"]
+    origin += [] if result.git.commit is None else [f"commit {result.git.commit[:12]}"]
+    origin += [result.hardware.gpu or result.hardware.cpu]
     command = f"npas-train run=config.yaml data.root=data  # +exp={result.exp}{asked}, and all else"
-    parts.append(f"## Training\n\n```\n{command}\n```\n\nMade with {', '.join(made)}.")
+    parts.append(f"## Training\n\n```\n{command}\n```\n\nMade with {', '.join(origin)}.")
     return parts
 
 
@@ -225,7 +225,7 @@ def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> s
     return "\n".join(["```python", *lines, "```"])
 
 
-def _save_theirs(model: nn.Module, folder: Path) -> None:
+def _save_transformers(model: nn.Module, folder: Path) -> None:
     with _hub.quietly():
         model.save_pretrained(folder)  # type: ignore[operator]
 

@@ -46,7 +46,7 @@ def draw(shown: Sequence[Shown], path: str | Path, title: str) -> Path:
     whole, path = _across(COLUMNS), Path(path)
     used = {_colour(name, own.right) for _, owns in shown for own in owns for name in own.boxes}
     used |= {TRUTH for _, owns in shown for own in owns if own.right}
-    legend = [_text(words, whole, CAPTION, c) for c, words in LEGEND.items() if c in used]
+    legend = [_text(text, whole, CAPTION, c) for c, text in LEGEND.items() if c in used]
     head = _joined([_text(title, whole, TITLE), _joined(legend or [_text(" ")], GAP, True)])
     page = ImageOps.expand(_joined([head, *_rows(shown)], GAP, width=whole), EDGE, PAPER)
     with replacing(path) as temporary:
@@ -114,7 +114,7 @@ def _cells(pictures: Sequence[Picture]) -> Iterator[Image.Image]:
                 yield _joined([_picture(own), _text(own.caption)], GAP // 4, width=CELL)
         else:
             colours = [(own.caption, TRUTH if own.right else INK) for own in owns]
-            texts = [_text(words, colour=c) for words, c in colours]
+            texts = [_text(text, colour=c) for text, c in colours]
             yield _joined(texts, CAPTION // 2, width=CELL)
 
 
@@ -124,11 +124,11 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _text(words: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK) -> Image.Image:
+def _text(text: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK) -> Image.Image:
     """Draw wrapped text; a text no wider than a column is made as wide as one."""
     font, found = _font(size), []
     most = max(1, int(width / font.getlength("W")))  # letters that always fit into a line
-    for paragraph in words.splitlines():
+    for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
             cut = textwrap.wrap(word, most) if font.getlength(word) > width else [word]
@@ -157,8 +157,8 @@ def _picture(picture: Picture) -> Image.Image:
             image = to_rgb(file)
     except Exception:  # a damaged file may raise anything, and must not cost the page
         drawn = Image.new("RGB", (WIDTH, HEIGHT), GREY)
-        words = textwrap.fill(f"{picture.image.name}\ncannot be read", 24)
-        ImageDraw.Draw(drawn).text((GAP, GAP), words, fill=INK, font=_font(CAPTION))
+        text = textwrap.fill(f"{picture.image.name}\ncannot be read", 24)
+        ImageDraw.Draw(drawn).text((GAP, GAP), text, fill=INK, font=_font(CAPTION))
     else:
         scale = min(WIDTH / image.width, HEIGHT / image.height)
         width, height = (max(1, int(side * scale)) for side in image.size)

@@ -115,27 +115,27 @@ def _points(table: Table, cells: Sequence[Cell], size: Callable[[Cell], int | No
 def paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool = True) -> None:
     """Draw points against their sizes, which are called `name`, a line per series."""
     # With one budget per series, the axis shows the series and not the parameters.
-    alone = len(points) > 2 and all(len(values) == 1 for values in points.values())
+    is_single = len(points) > 2 and all(len(values) == 1 for values in points.values())
     few = sum(len(values) == 1 for values in points.values()) <= 5
     crosses: list[int] = []
     for i, (series, values) in enumerate(points.items()):
         counts, means, spreads, diverged = zip(*sorted(values), strict=True)
-        across = [i] if alone else counts
+        across = [i] if is_single else counts
         bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
-        if len(means) == 1 and few and not alone:  # a baseline
+        if len(means) == 1 and few and not is_single:  # a baseline
             axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
-        crosses += [x for x, gone in zip(across, diverged, strict=True) if gone]
+        crosses += [x for x, has_diverged in zip(across, diverged, strict=True) if has_diverged]
     if crosses:
         edge, zeros = axes.get_xaxis_transform(), [0.0] * len(crosses)
         axes.plot(crosses, zeros, "kx", transform=edge, label="diverged", clip_on=False)
-    if alone:
+    if is_single:
         names = [f"{series}\n{values[0][0]:,}" for series, values in points.items()]
         axes.set_xticks(range(len(names)), names, fontsize="small")
         axes.set_xlabel(f"and {name}")
     else:
         axes.set_xscale("log")
         axes.set_xlabel(name)
-    if has_legend and (crosses or not alone):
+    if has_legend and (crosses or not is_single):
         axes.legend(fontsize="small" if len(points) > 6 else None)
     axes.grid(alpha=0.3)
 

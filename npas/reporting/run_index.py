@@ -155,18 +155,18 @@ def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:
     return found
 
 
-def _fits_any(value: object, asked: str) -> bool:
+def _fits_any(value: object, wanted: str) -> bool:
     if isinstance(value, list):  # in the form of a command line
         value = f"[{','.join(map(str, value))}]"
-    return _fits(value, asked) or any(_fits(value, one) for one in asked.split(","))
+    return _fits(value, wanted) or any(_fits(value, one) for one in wanted.split(","))
 
 
-def _fits(value: object, asked: str) -> bool:
+def _fits(value: object, wanted: str) -> bool:
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     try:
-        return float(text) == float(asked)
+        return float(text) == float(wanted)
     except ValueError:
-        return text == asked or fnmatchcase(text, asked)
+        return text == wanted or fnmatchcase(text, wanted)
 
 
 def order(runs: Iterable[Run], column: str) -> list[Run]:

@@ -51,8 +51,8 @@ class Row:
 
     def command(self, seeds: Sequence[int]) -> str:
         assert self.overrides is not None
-        words = ["npas-train", *["-m"] * (len(seeds) > 1), *self.overrides]
-        return f"{' '.join(words)} seed={','.join(map(str, seeds))}"
+        parts = ["npas-train", *["-m"] * (len(seeds) > 1), *self.overrides]
+        return f"{' '.join(parts)} seed={','.join(map(str, seeds))}"
 
 
 @dataclass(frozen=True)
@@ -183,28 +183,32 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
         if r.dataset.source == "real" and r.status != "preempted" and _is_as_configured(r)
     }
     settings = sorted({_parts(result.config) for result in by_hash.values()})
-    cells = []
-    for row in table.rows:
-        found: dict[int, Result] = {}
-        copy = False
-        if row.overrides is not None:
-            config = compose(*row.overrides)
-            copy = config.data.verify == "warn"
-            assert not (copy and row.published), f"{row.label}: a copy has no published figure"
-            own = config.trainer.devices, config.trainer.grad_accum_steps
-            for parts in (own, *settings):
-                divided = schema.in_parts(config, *parts)
-                having = {}
-                for seed in table.seeds:
-                    own_hash = schema.config_hash(dataclasses.replace(divided, seed=seed))
-                    if (own_hash, copy) in by_hash:
-                        having[seed] = by_hash[own_hash, copy]
-                if len(having) > len(found):
-                    found = having
-                if parts == own and found:
-                    break
-        cells.append(Cell(row, found, copy))
-    return cells
+    return [_cell(row, table.seeds, by_hash, settings) for row in table.rows]
+
+
+def _cell(
+    row: Row,
+    seeds: Sequence[int],
+    by_hash: Mapping[tuple[str, bool], Result],
+    settings: Sequence[tuple[int, int]],
+) -> Cell:
+    """Fill one row; `settings` are the numbers of processes and batch parts of all results."""
+    if row.overrides is None:
+        return Cell(row, {})
+    config = compose(*row.overrides)
+    copy = config.data.verify == "warn"
+    most = Cell(row, {}, copy)
+    assert not (copy and row.published), f"{row.label}: a copy has no published figure"
+    own = config.trainer.devices, config.trainer.grad_accum_steps
+    for parts in (own, *settings):
+        divided = schema.in_parts(config, *parts)
+        hashes = {s: schema.config_hash(dataclasses.replace(divided, seed=s)) for s in seeds}
+        found = {s: by_hash[h, copy] for s, h in hashes.items() if (h, copy) in by_hash}
+        if len(found) > len(most.found):
+            most = Cell(row, found, copy)
+        if parts == own and found:
+            break
+    return most
 
 
 def _is_as_configured(result: Result) -> bool:

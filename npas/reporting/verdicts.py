@@ -39,12 +39,12 @@ def _part(
 def _compare(ours: Sequence[float], theirs: Sequence[float], metric: str) -> list[str]:
     digits = 3 if metric in LOSSES else 2
     means = statistics.fmean(ours), statistics.fmean(theirs)
-    apart = means[0] - means[1]
+    difference = means[0] - means[1]
     error = math.sqrt(sum(statistics.variance(each) / len(each) for each in (ours, theirs)))
-    wins = "wins" if (apart < 0) == (metric in LOSSES) else "loses"
-    verdict = "ties" if abs(apart) <= ERRORS * error else wins
+    wins = "wins" if (difference < 0) == (metric in LOSSES) else "loses"
+    verdict = "ties" if abs(difference) <= ERRORS * error else wins
     figures = [f"{value:.{digits}f}" for value in (*means, error)]
-    return [*figures[:2], f"{apart:+.{digits}f}", figures[2], verdict]
+    return [*figures[:2], f"{difference:+.{digits}f}", figures[2], verdict]
 
 
 def paired(cells: Sequence[Cell]) -> list[str]:
@@ -58,9 +58,9 @@ def paired(cells: Sequence[Cell]) -> list[str]:
         seeds = sorted(ours.keys() & theirs.keys())
         if name not in ("", PLAIN) and len(seeds) > 1:
             pairs = [ours[s] for s in seeds], [theirs[s] for s in seeds]
-            apart = statistics.fmean(pairs[0]) - statistics.fmean(pairs[1])
+            difference = statistics.fmean(pairs[0]) - statistics.fmean(pairs[1])
             p = float(ttest_rel(*pairs).pvalue)
-            rows.append([share, name, f"{apart:+.3f}", f"{p:.3f}", str(len(seeds))])
+            rows.append([share, name, f"{difference:+.3f}", f"{p:.3f}", str(len(seeds))])
     text = (
         "Mean difference over seeds, paired, and the probability of one as large by chance (t test,"
         " two-sided, not corrected for how many are compared). Three seeds tell large differences"

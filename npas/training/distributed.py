@@ -85,13 +85,14 @@ class Process:
             increment_version(tensor)
         return tensor
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy rank 0's values into the tensors of all processes."""
         for tensor in tensors if self.world > 1 else ():
             dist.broadcast(tensor.detach(), 0)
             increment_version(tensor)  # collectives do not; cached weights compare versions
 
-    def share_all(self, model: nn.Module) -> None:
-        self.share([*model.parameters(), *model.buffers()])
+    def broadcast_all(self, model: nn.Module) -> None:
+        self.broadcast([*model.parameters(), *model.buffers()])
 
 
 class StopVote:
@@ -164,7 +165,7 @@ def joined(trainer: TrainerConfig) -> Iterator[Process]:
     if here.world == 1:
         yield this_process(trainer)
         return
-    processes.meet(os.environ)
+    processes.set_torchrun_variables(os.environ)
     on_gpus = trainer.device != "cpu" and torch.cuda.is_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     votes = dist.new_group(backend="gloo", timeout=TIMEOUT)

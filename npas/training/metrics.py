@@ -19,7 +19,7 @@ def measure(experiment: Experiment, split: str, step: int | None = None) -> dict
     """Evaluate on "val" or "test" in all processes. Raises Diverged if a metric is not finite."""
     model, process = experiment.model, experiment.process
     with experiment.precision.autocast():
-        process.share(model.buffers())  # each has its own batch norm statistics
+        process.broadcast(model.buffers())  # each has its own batch norm statistics
         metrics = experiment.task.evaluate(model, split, rank=process.rank, world=process.world)
     if not all(math.isfinite(value) for value in metrics.values()):
         raise Diverged(f"metrics on the {split} part ({metrics})", step)

@@ -51,7 +51,7 @@ def prune(experiment: Experiment, progress: Progress, at_step: int, steps: int) 
     if len(due) <= progress.prunings:
         return
     progress.prunings, progress.best = len(due), None
-    process.share(model.buffers())  # batch norm statistics affect the ranks of feature maps
+    process.broadcast(model.buffers())  # batch norm statistics affect the ranks of feature maps
     scores = _ranks(experiment) if settings.method == "hrank" else pruning.magnitudes(model)
     chosen = pruning.choose(model, pruning.counts(model, settings.amount, due[-1]), scores)
     kept = pruning.keep(model, process.from_leader(chosen))

@@ -207,7 +207,7 @@ class TrainState:
                     found = True
                 except ValueError as error:
                     log.warning("the best epoch cannot be measured on the test set: %s", error)
-            self.process.share_all(self.model)
+            self.process.broadcast_all(self.model)
             yield self.process.from_leader(found)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:

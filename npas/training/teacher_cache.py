@@ -86,7 +86,7 @@ class TeacherCache:
             with locked(self.path.with_suffix(".lock")):
                 if self.path.exists():  # another run has written it meanwhile
                     return
-                made: dict[str, list[Tensor]] = {}
+                rows_by_name: dict[str, list[Tensor]] = {}
                 for batch in self._chunks("teaching"):
                     for name, own in teach(batch.to(self.process.device)).items():
                         if len(own) != batch.size:
@@ -94,8 +94,8 @@ class TeacherCache:
                                 f"distill.cache needs one row of logits per sample, and {name!r}"
                                 f" has {len(own)} for {batch.size}: set distill.cache=null"
                             )
-                        made.setdefault(name, []).append(own.detach().cpu())
-                found = {name: torch.cat(parts) for name, parts in made.items()}
+                        rows_by_name.setdefault(name, []).append(own.detach().cpu())
+                found = {name: torch.cat(parts) for name, parts in rows_by_name.items()}
                 rows = torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
                 found[DIGESTS] = rows.view(len(self.digests), -1)
                 with replacing(self.path) as temporary:

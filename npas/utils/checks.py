@@ -51,10 +51,10 @@ def within(key: str, value: float, interval: str) -> None:
     require(key, value, SupportsFloat, "a number")
     low, high = interval[1:-1].split(",")
     for bracket, end in ((interval[0], low), (interval[-1], high)):
-        words, holds = LIMITS[bracket]
+        text, holds = LIMITS[bracket]
         limit = int(end) if end.strip().isdigit() else float(end)
         if not holds(value, limit):
-            raise ValueError(f"{key} must be {words} {limit}, got {value}")
+            raise ValueError(f"{key} must be {text} {limit}, got {value}")
 
 
 class Ranged:

@@ -61,7 +61,7 @@ def is_main_process() -> bool:
         return True
 
 
-def meet(environ: MutableMapping[str, str]) -> None:
+def set_torchrun_variables(environ: MutableMapping[str, str]) -> None:
     """Set torchrun's variables, which torch reads, if srun started the processes."""
     if "WORLD_SIZE" in environ or (here := place(environ)).world == 1:
         return
