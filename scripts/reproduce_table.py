@@ -1,6 +1,6 @@
 """Run what a table lacks, add the results and write the table again.
 
-    python scripts/reproduce_table.py digits --estimate      # list the missing runs, with times
+    python scripts/reproduce_table.py digits --estimate      # list what is missing; writes nothing
     python scripts/reproduce_table.py digits
     python scripts/reproduce_table.py digits --write-only    # only from existing results
 
@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace) -> int:
     """Run or list the missing runs and write the table; return the exit code."""
     table = definitions.table(options.table)
-    adopt(table, options.run_root, options.results)
-    cells = tables.load(table, options.results / "runs")
+    if not options.estimate:
+        adopt(table, options.run_root, options.results)
+    cells = tables.load(table, options.run_root, options.results / "runs")
     todo = [(cell, seed) for cell in cells for seed in cell.missing(table)]
     print(estimate(table, cells, len(todo)))
     if options.estimate:

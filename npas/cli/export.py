@@ -150,7 +150,7 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
 
 
 def _write_hub(options: Export, experiment: Experiment) -> list[str]:
-    """Write a folder for the hub, replacing files of the same names."""
+    """Write a folder for the hub in place of an earlier export, beside files of other names."""
     from npas.reporting import hub, results
     from npas.sharing.trained import pruning
     from npas.tasks.common.files import give_usual_mode
@@ -175,10 +175,13 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
                 if (run / kept).exists():
                     shutil.copyfile(run / kept, new / kept)
             files = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
+            old = hub.left_over(out, files)
             for file in files:
                 give_usual_mode(new / file)
                 (out / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(new / file, out / file)
+            for file in old:
+                (out / file).unlink(missing_ok=True)
     written = f"{out}: {join([str(file) for file in files], 'and')}"
     return [written, f"to share it: hf upload USER/{name} {out}"]
 

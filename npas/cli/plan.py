@@ -2,7 +2,7 @@
 
 npas-plan +exp=wrn_cifar100 budget=0.05
 npas-plan +exp=resnet50_imagenet budget=18M format=json
-npas-plan +exp=wrn_cifar100 check_data=true    # also reads and checks the data
+npas-plan +exp=wrn_cifar100 check_data=true    # also downloads, reads and checks the data
 """
 
 from __future__ import annotations

@@ -29,6 +29,12 @@ from npas.utils.checks import path_of
 from npas.utils.printing import figure
 
 CARD, CONFIG = "README.md", "config.json"
+# By which a folder is read as a shared network or as one of transformers.
+FILES = {
+    Path(below, name)
+    for below in ("", SHARED_FOLDER)
+    for name in (ALLOCATION_FILE, WEIGHTS_FILE, CONFIG)
+}
 TASKS = {  # the hub's names by task family
     "text_classification": "text-classification",
     "squad": "question-answering",
@@ -63,8 +69,7 @@ def from_pretrained(
     `dense_model`, the architecture as built, becomes the shared network, as in `npas.load`. It is
     optional for a network of transformers. Raises ValueError if the network cannot be read.
     """
-    kinds = (ALLOCATION_FILE, WEIGHTS_FILE, CONFIG)
-    files = [f"{below}{kind}" for below in ("", f"{SHARED_FOLDER}/") for kind in kinds]
+    files = sorted(path.as_posix() for path in FILES)
     needed = [file for file in files if file.endswith(ALLOCATION_FILE)]
     path_of(name)
     folder = _hub.find_folder("npas.from_pretrained: name", str(name), files, needed)
@@ -141,6 +146,13 @@ def write_run(
     elif not is_shared:
         save_file(untied(model.state_dict()), folder / WEIGHTS_FILE)
     (folder / CARD).write_text(card(name, plan, result, how, notes), encoding="utf-8")
+
+
+def left_over(folder: Path, files: Iterable[Path]) -> set[Path]:
+    """Return the names of files of an earlier export that these new ones do not replace."""
+    card = folder / CARD
+    is_ours = card.is_file() and "library_name: npas" in card.read_text("utf-8", "replace")
+    return FILES - set(files) if is_ours else set()
 
 
 def card(

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,13 +69,19 @@ def collect(root: Path) -> list[Run]:
     """Return the runs in `root/EXP/FOLDER`, sorted by path.
 
     Folders with other names than npas gives to runs are ignored. Raises ValueError if there is no
-    folder `root`.
+    folder `root`, or it is that of a single experiment or run.
     """
     if not root.is_dir():
         raise ValueError(f"there is no folder root={root}: name a folder of runs")
-    files = [*root.glob(f"*/*/{RESULT_FILE}"), *root.glob(f"*/*/{CONFIG_FILE}")]
-    found = {file.parent for file in files}
-    return [read(folder) for folder in sorted(found) if _FOLDER.fullmatch(folder.name)]
+    files = [path for name in (RESULT_FILE, CONFIG_FILE) for path in root.glob(f"*/*/{name}")]
+    found = {path.parent for path in files if _FOLDER.fullmatch(path.parent.name)}
+    place = root.absolute()
+    if not found and any(map(_FOLDER.fullmatch, (place.name, *os.listdir(root)))):
+        top = place.parent.parent if _FOLDER.fullmatch(place.name) else place.parent
+        raise ValueError(
+            f"{root} is an experiment or a run: name the folder {os.path.relpath(top)}"
+        )
+    return [read(folder) for folder in sorted(found)]
 
 
 def read(folder: Path) -> Run:
@@ -173,7 +180,8 @@ def order(runs: Iterable[Run], column: str) -> list[Run]:
     """Sort by a column, in descending order with a leading `-`; runs without a value come last."""
     name = column.removeprefix("-")
     if name not in COLUMNS:
-        raise ValueError(f"sort={column}: choose of {', '.join(COLUMNS)}, with - for large first")
+        names = ", ".join(COLUMNS)
+        raise ValueError(f"sort={column}: sort by one of {names} (as -value: the largest first)")
     runs = list(runs)
     having = [run for run in runs if getattr(run, name) not in (None, "")]
     having.sort(key=lambda run: _sortable(getattr(run, name)), reverse=column.startswith("-"))

@@ -164,10 +164,10 @@ class Cell:
         return statistics.fmean(times) / (24 * 60 * 60) if times else None
 
 
-def load(table: Table, runs: str | Path) -> list[Cell]:
-    """Fill the table with the results in `runs/EXP/FOLDER`."""
+def load(table: Table, *roots: str | Path) -> list[Cell]:
+    """Fill the table with the results in `ROOT/EXP/FOLDER`; of one config, the last root's."""
     exps = sorted({compose(*row.overrides).exp for row in table.rows if row.overrides is not None})
-    found = (result_files.collect(runs, exp).values() for exp in exps)
+    found = (result_files.collect(root, exp).values() for root in roots for exp in exps)
     return fill(table, itertools.chain.from_iterable(found))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -117,8 +118,13 @@ class Task(abc.ABC):
 
         Raises ValueError if files are missing or damaged, or differ (see `data.verify`).
         """
-        if not self.parts:
-            self.parts = self.read()
+        try:
+            self.parts = self.parts or self.read()
+        except (OSError, ValueError):
+            first = next(path for path in (self.root, *self.root.parents) if os.path.exists(path))
+            if self.source == "real" and not first.is_dir():
+                raise ValueError(f"data.root={self.root}: {first} is not a folder") from None
+            raise
 
     def read(self) -> dict[str, Any]:
         raise AssertionError("a task has `setup` or `read`")

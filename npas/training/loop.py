@@ -29,7 +29,7 @@ from npas.training.meter import Diverged
 from npas.training.metrics import final_metrics, validate
 from npas.training.optim import build_optimizer, clip, learning_rate
 from npas.training.precision import Precision
-from npas.training.pruning import prune
+from npas.training.pruning import is_pruned, prune
 from npas.training.state import TrainState
 from npas.utils import signals
 
@@ -57,20 +57,24 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
     journal = Journal(state, steps_per_epoch)
     vote = StopVote(process, progress.elapsed_s, state.elapsed_s)
     most_s = config.trainer.max_seconds if measures else None
+    all_steps = config.epochs * steps_per_epoch  # of the whole schedule
+
+    def is_over() -> bool:  # by the clock; whatever is left to prune gets one step more
+        return vote.is_over(most_s) and is_pruned(experiment, progress)
 
     with journal, vote, signals.deferred():
         try:
             if progress.step == 0:
                 journal.compare_layers()
-            while progress.epoch < epochs and not vote.is_over(most_s):
+            while progress.epoch < epochs and not is_over():
                 network.train()
                 done = progress.step - progress.epoch * steps_per_epoch
                 for batch in experiment.batches(progress.epoch, done, config.data.workers):
-                    at_step = progress.step * config.epochs // epochs  # in the whole schedule
+                    at_step = progress.step * config.epochs // epochs
                     if most_s is not None:
-                        by_clock = config.epochs * steps_per_epoch * vote.elapsed_s / most_s
-                        at_step = max(at_step, int(by_clock))
-                    prune(experiment, progress, at_step, config.epochs * steps_per_epoch)
+                        by_clock = int(all_steps * vote.elapsed_s / most_s)
+                        at_step = max(at_step, min(by_clock, all_steps - 1))
+                    prune(experiment, progress, at_step, all_steps)
                     rate = learning_rate(config, at_step, steps_per_epoch)
                     progress.step += 1
                     parts = batch.parts(config.trainer.grad_accum_steps)
@@ -93,7 +97,7 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                         state.save()
                     if stop:
                         return journal.outcome("preempted")
-                    if vote.is_over(most_s):
+                    if is_over():
                         break
                 renew_statistics(experiment, state.averaged, progress.epoch)
                 progress.epoch = progress.step // steps_per_epoch  # unchanged if time ran out

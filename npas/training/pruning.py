@@ -39,13 +39,20 @@ def stages(settings: PruningConfig, steps: int) -> list[tuple[int, float]]:
     return [(first + (last - first) * i // n, 1 - (1 - i / n) ** 3) for i in range(1, n + 1)]
 
 
+def is_pruned(experiment: Experiment, progress: Progress) -> bool:
+    """Return whether nothing is left to prune in this training."""
+    settings = experiment.config.pruning
+    times = settings.times if settings.schedule == "gradual" else 1
+    return settings.method is None or experiment.stage != TRAIN or progress.prunings >= times
+
+
 def prune(experiment: Experiment, progress: Progress, at_step: int, steps: int) -> None:
     """Prune what is due after step `at_step` of `steps`; do nothing without a method.
 
     Pruning resets the best epoch, which was measured on another network.
     """
     settings, model, process = experiment.config.pruning, experiment.model, experiment.process
-    if settings.method is None or experiment.stage != TRAIN:
+    if is_pruned(experiment, progress):
         return
     due = [part for step, part in stages(settings, steps) if step <= at_step]
     if len(due) <= progress.prunings:

@@ -55,6 +55,10 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(tmp_path
         (["run=nowhere"], "nowhere cannot be read"),
         (["dry_run=true"], "dry_run=true has no result"),
         (["data.root=nowhere", "+exp=wrn_cifar10", "data.download=false"], "nowhere"),
+        *(
+            ([f"data.root={__file__}/in", f"+exp={exp}"], f"{__file__} is not a folder")
+            for exp in ("wrn_cifar10", "shakespeare", "ssn_mlm", "adapt_f30k")
+        ),
     ],
 )
 def test_an_invalid_config_is_a_value_error_of_one_line(config, line, tmp_path, monkeypatch):

@@ -87,10 +87,13 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run,
         ),
     ],
 )
-def test_what_shares_nothing_is_a_plain_network(run, tmp_path, words, said, how):
+def test_what_shares_nothing_is_a_plain_network(run, trained, tmp_path, words, said, how):
     assert train.main([*SMALL, *words, f"run_root={tmp_path / 'runs'}"]) == 0
     (folder,) = (tmp_path / "runs/digits").iterdir()
-    assert run("npas-export", f"run={folder}", "format=hub").code == 0
+    for source in (trained, folder):  # nothing is left of an older export
+        out = f"out={folder / 'export/hub'}"
+        assert run("npas-export", f"run={source}", "format=hub", out).code == 0
+    assert not (folder / "export/hub/allocation.json").exists()
     text = (folder / "export/hub/README.md").read_text()
     assert said in text and how in text
     experiment = runs.restore(str(folder), {"trainer.device": "cpu"})

@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from npas.cli.runs import restore
-from npas.training import build, train
+from npas.sharing.trained import pruning
+from npas.training import build, metrics, train
 from npas.training.state import TrainState
 
 
@@ -35,3 +38,30 @@ def test_the_clock_ends_a_training_and_its_schedule(run_small, small, tmp_path, 
     again = train(build(small(**keys)), tmp_path / "run")
     assert (again.status, again.steps) == ("done", outcome.steps)
     assert again.metrics["last"] == outcome.metrics["last"]
+
+
+@pytest.mark.parametrize("during", ["a step", "validation"])
+def test_filters_are_pruned_and_trained_once_more_when_time_runs_out(
+    during, run_small, monkeypatch
+):
+    """The clock leaps from the first epoch to past the end, whatever takes so long."""
+    now, measured = [0.0], metrics.measure
+
+    def leap(*args):
+        now[0] = 100.0
+        return measured(*args)
+
+    def tick(state):
+        if during == "a step" and state.progress.step == 3:
+            now[0] = 100.0
+        return now[0]
+
+    monkeypatch.setattr(TrainState, "elapsed_s", tick)
+    if during == "validation":
+        monkeypatch.setattr(metrics, "measure", leap)
+    keys = {"method": "magnitude", "schedule": "gradual", "start": 0.6, "end": 0.9, "times": 2}
+    experiment, outcome = run_small(pruning=keys, trainer={"max_seconds": 50.0})
+    kept = pruning.kept_filters(experiment.model).values()
+    assert [int(mask_F.sum()) for mask_F in kept] == [4, 8, 16]
+    assert outcome.status == "done" and outcome.steps == {"a step": 4, "validation": 6}[during]
+    assert outcome.metrics["selected"] == outcome.metrics["last"]

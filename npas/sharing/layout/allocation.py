@@ -122,7 +122,7 @@ class GroupAllocation:
 
     @property
     def upsamplers(self) -> int:
-        """Count the parameters of the group's upsamplers."""
+        """Count what is a layer's own: of upsamplers, mixtures of basis vectors and channels."""
         return sum(math.prod(layer.learned) for layer in self.layers)
 
     @property

@@ -36,12 +36,13 @@ class Question:
 
 def read(path: Path, version: str) -> list[Question]:
     """Read a file; raises ValueError if it is malformed."""
-    with reading(path):
+    with reading(path, "give it SQuAD's form (docs/squad.md)"):
+        articles = _field(json.loads(path.read_text("utf-8-sig")), "data", list, "the file")
         found = [
-            _question(entry, number, paragraph["context"], version)
-            for number, article in enumerate(json.loads(path.read_text("utf-8-sig"))["data"])
-            for paragraph in article["paragraphs"]
-            for entry in paragraph["qas"]
+            _question(entry, number, _field(paragraph, "context", str, "a paragraph"), version)
+            for number, article in enumerate(articles)
+            for paragraph in _field(article, "paragraphs", list, f"data[{number}]")
+            for entry in _field(paragraph, "qas", list, "a paragraph")
         ]
         if len({question.id for question in found}) < max(1, len(found)):
             raise ValueError("it has no question, or several of the same id")
@@ -49,14 +50,27 @@ def read(path: Path, version: str) -> list[Question]:
 
 
 def _question(entry: Any, article: int, context: str, version: str) -> Question:
-    answers = [(answer["text"], answer["answer_start"]) for answer in entry["answers"]]
+    key = _field(entry, "id", str, "a question")
+    where = f"question {key}"
+    answers = [
+        (_field(answer, "text", str, where), _field(answer, "answer_start", int, where))
+        for answer in _field(entry, "answers", list, where)
+    ]
     if entry.get("is_impossible"):
         answers = []
     if not answers and version == "1.1":
-        raise ValueError(f"question {entry['id']} has no answer, which SQuAD 1.1 requires")
+        raise ValueError(f"{where} has no answer, which SQuAD 1.1 requires")
     start = find_answer(context, *answers[0]) if answers else None
     texts = tuple(text for text, _ in answers)
-    return Question(entry["id"], article, context, entry["question"], texts, start)
+    return Question(key, article, context, _field(entry, "question", str, where), texts, start)
+
+
+def _field(entry: Any, name: str, kind: type, where: str) -> Any:
+    """Return an object's field. Raises ValueError if it is missing or of another type."""
+    if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+        kinds = {list: "a list", str: "a string", int: "an integer"}
+        raise ValueError(f'{where} needs "{name}", {kinds[kind]}')
+    return entry[name]
 
 
 def content(text: str) -> str:

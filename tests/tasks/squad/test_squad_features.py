@@ -209,18 +209,22 @@ def test_the_official_form_is_read(tmp_path):
 @pytest.mark.parametrize(
     "path",
     ["data", "data.1.paragraphs", "data.0.paragraphs.0.context", "data.0.paragraphs.0.qas.1.id",
-     "data.0.paragraphs.0.qas.0.question", "data.0.paragraphs.0.qas.0.answers.1.text"],
+     "data.0.paragraphs.0.qas.0.question", "data.0.paragraphs.0.qas.0.answers",
+     "data.0.paragraphs.0.qas.0.answers.1.text"],
 )  # fmt: skip
-def test_a_missing_key_is_one_line(path, tmp_path):
-    raw = copy.deepcopy(OFFICIAL)
-    node = raw
+def test_a_key_that_is_missing_or_of_another_type_is_named(path, tmp_path):
     *above, last = path.split(".")
-    for key in above:
-        node = node[int(key) if key.isdigit() else key]
-    del node[last]
-    with pytest.raises(ValueError, match=rf"dev.json cannot be read \({last}\)") as error:
-        read(tmp_path, raw)
-    assert "\n" not in str(error.value)
+    for value in ("missing", None, 7.5, {"text": ["Rouen"]}):
+        raw = copy.deepcopy(OFFICIAL)
+        node = raw
+        for key in above:
+            node = node[int(key) if key.isdigit() else key]
+        node[last] = value
+        if value == "missing":
+            del node[last]
+        with pytest.raises(ValueError, match=rf'\(.* needs "{last}", a \w+\): give it') as error:
+            read(tmp_path, raw)
+        assert "\n" not in str(error.value)
 
 
 def test_what_is_no_such_file_is_one_line(tmp_path):
@@ -230,6 +234,8 @@ def test_what_is_no_such_file_is_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"dev\.json cannot be read") as error:
             read(tmp_path, raw)
         assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r'the file needs "data", a list'):
+        read(tmp_path, OFFICIAL["data"])
 
 
 @pytest.mark.parametrize(
