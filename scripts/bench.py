@@ -3,6 +3,7 @@
     python scripts/bench.py                                          # WRN-28-10, batch 8, training
     python scripts/bench.py --model encoder:12x768 --batch 4 --budgets 0.1,0.5 --hand
     python scripts/bench.py --action eval --batch 1 --base ../older  # two builds, interleaved
+    python scripts/bench.py --action generate --limits               # and what bounds it
     python scripts/bench.py --action materialize --model mlp:1000x64 --budgets 0.1
     python scripts/bench.py --command "table digits" --base ../older
     python scripts/bench.py --model resnet50 --batch 128 --device cuda --precision bf16
@@ -14,10 +15,11 @@ same round. Results are medians and quartiles over the rounds, after two warm-up
 memory is relative to the process before it builds the network.
 
 Actions: `train` is a step with npas-train's fused optimizer (SGD with momentum; AdamW for
-encoders). `generate` generates all weights and computes their gradients; `products` runs only its
-matrix products. `eval` is a forward pass without gradients, `first` the first one after a change of
-the bank. `materialize`, `plan` and `share` are these functions. `--command` runs an npas command
-instead. `--hand` adds a handwritten network that mixes the same templates by parametrizations.
+encoders). `generate` generates all weights and computes their gradients; with `--limits`, rows
+beside it run only its matrix products and copy as many bytes as it moves. `eval` is a forward pass
+without gradients, `first` the first one after a change of the bank. `materialize`, `plan` and
+`share` are these functions. `--command` runs an npas command instead. `--hand` adds a handwritten
+network that mixes the same templates by parametrizations.
 
 On a CPU results depend on the C library's allocator. By default it returns large blocks to the
 system after each use; `--allocator keeping` keeps them, as a GPU's caching allocator does.
@@ -59,6 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--generator", default="wavg", help="sharing.generator")
     parser.add_argument("--base", type=Path, help="checkout of another build of npas")
     parser.add_argument("--hand", action="store_true", help="add the handwritten network")
+    parser.add_argument("--limits", action="store_true", help="with --action generate")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--repeat", type=int, default=1, help="actions per round, the fastest counts"
@@ -73,7 +76,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--allocator", default="keeping", choices=["default", "keeping"])
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     parser.add_argument("--serve", help=argparse.SUPPRESS)  # a child process: dense or a budget
-    return parser.parse_args()
+    found = parser.parse_args()
+    if found.limits and (found.action != "generate" or found.generator == "hash"):
+        parser.error("--limits goes with --action generate of templates")
+    return found
 
 
 def main() -> None:
@@ -111,7 +117,8 @@ def cases(arguments: argparse.Namespace) -> dict[str, tuple[str, Path]]:
     found = {"dense": ("dense", HERE)} if arguments.action in WITH_DENSE else {}
     for budget in arguments.budgets.split(","):
         found |= {f"{budget} {b}".strip(): (budget, path) for b, path in builds.items()}
-        found |= {f"{budget} hand": (f"hand {budget}", HERE)} if arguments.hand else {}
+        more = ["hand"] * arguments.hand + [*LIMITS] * arguments.limits
+        found |= {f"{budget} {kind}": (f"{kind} {budget}", HERE) for kind in more}
     return found
 
 
@@ -170,9 +177,12 @@ def serve(arguments: argparse.Namespace) -> None:
     before = resident("VmRSS")
     network = build(arguments)
     kind, _, budget = arguments.serve.rpartition(" ")
-    if arguments.serve != "dense" and arguments.action not in ("plan", "share"):
-        network = share_by_hand(network, budget) if kind else share(arguments, network)
-    prepare, act = ACTIONS[arguments.action](arguments, network)
+    if kind == "hand":
+        network = share_by_hand(network, budget)
+    elif arguments.serve != "dense" and arguments.action not in ("plan", "share"):
+        network = share(arguments, network, budget)
+    make = LIMITS.get(kind) or ACTIONS[arguments.action]
+    prepare, act = make(arguments, network)
     clock = time.process_time if arguments.device == "cpu" else time.perf_counter
     wait = torch.cuda.synchronize if arguments.device == "cuda" else bool
     while sys.stdin.readline().strip():
@@ -189,12 +199,12 @@ def serve(arguments: argparse.Namespace) -> None:
     print(json.dumps({"parameters": count, "peak_mib": peak}))
 
 
-def share(arguments: argparse.Namespace, network: Any) -> Any:
-    """Share a network inside this process's budget."""
+def share(arguments: argparse.Namespace, network: Any, budget: str) -> Any:
+    """Share a network inside a budget."""
     import npas
 
     options = {"generator": arguments.generator, "recompute": arguments.recompute}
-    return npas.share(network, arguments.serve, **options)
+    return npas.share(network, budget, **options)
 
 
 def forward(arguments: argparse.Namespace, network: Any) -> Callable[[], Any]:
@@ -262,13 +272,19 @@ def generate(arguments: argparse.Namespace, network: Any) -> Action:
     return nothing, make
 
 
+def blocks(network: Any) -> list[Any]:
+    """Return the blocks of a shared network's layers."""
+    batches = {id(b): b for b in network.__dict__["_npas_shared"].reading.batches.values()}
+    return [
+        b for batch in batches.values() for part in batch.parts or (batch,) for b in part.blocks
+    ]
+
+
 def products(arguments: argparse.Namespace, network: Any) -> Action:
     """Return only the matrix products of `generate`, on cached values."""
     import torch
 
-    batches = {id(b): b for b in network.__dict__["_npas_shared"].reading.batches.values()}.values()
-    nodes = [node for batch in batches for node in batch.parts or (batch,)]
-    sizes = [(len(b.keys), len(b.positions), b.size) for node in nodes for b in node.blocks]
+    sizes = [(len(b.keys), len(b.positions), b.size) for b in blocks(network)]
     most, piece = max(count for count, _, _ in sizes), 1 << 16
     weights_LN, templates_KN = torch.ones(most, piece), torch.ones(64, piece)
     gradients_KN = torch.zeros(64, piece)
@@ -285,6 +301,28 @@ def products(arguments: argparse.Namespace, network: Any) -> Action:
                 gradients_KN[:k, part].addmm_(alpha_LK[:count, :k].T, to_LN)
 
     return nothing, multiply
+
+
+def copies(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return copies of as many bytes as `generate` must read and write with its plan.
+
+    A block of L layers, K templates and N values reads K x N and writes L x N values forward.
+    Backward, it reads L x N gradients and K x N templates, and adds to K x N values of the bank's
+    gradient. An upsampled layer also writes its weight and reads its gradient.
+    """
+    import torch
+
+    layers = network.__dict__["_npas_shared"].allocation.layers
+    moved = sum((4 * len(b.positions) + 2 * len(b.keys)) * b.size for b in blocks(network))
+    moved += sum(2 * layer.size for layer in layers if layer.upsampler is not None)
+    source, target = torch.ones(2, 1 << 24)
+
+    def copy_all(_: Any) -> None:
+        for start in range(0, moved // 2, len(source)):  # a copy reads and writes
+            count = min(len(source), moved // 2 - start)
+            target[:count].copy_(source[:count])
+
+    return nothing, copy_all
 
 
 def evaluate(arguments: argparse.Namespace, network: Any) -> Action:
@@ -321,19 +359,20 @@ def plan(arguments: argparse.Namespace, network: Any) -> Action:
 
 def share_afresh(arguments: argparse.Namespace, network: Any) -> Action:
     """Return npas.share of a copy."""
-    return (lambda: copy.deepcopy(network)), lambda copied: share(arguments, copied)
+    budget = arguments.serve
+    return (lambda: copy.deepcopy(network)), lambda copied: share(arguments, copied, budget)
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace, Any], Action]] = {
     "train": train,
     "generate": generate,
-    "products": products,
     "eval": evaluate,
     "first": evaluate_first,
     "materialize": materialize,
     "plan": plan,
     "share": share_afresh,
 }
+LIMITS = {"products": products, "copies": copies}
 
 
 def resident(field: str) -> int:
