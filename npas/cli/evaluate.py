@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from npas.cli import app, entry, runs
 from npas.cli.app import Job
@@ -68,43 +68,53 @@ def run(options: Evaluate) -> Job:
         return Job(options.run, "diverged", str(error))
     for path in task.write_predictions(options.split, runs.folder_of(options.run)):
         app.say(NAME, f"predictions written to {path}")
-    if options.format == "json":
-        unfinished = {"unfinished": experiment.unfinished} if experiment.unfinished else {}
-        texts = [[s.heading, *(p.caption for p in s.pictures)] for s in shown if _is_text(s)]
-        print(json.dumps({**metrics, **unfinished, **({"shown": texts} if texts else {})}))
-    else:
-        if experiment.unfinished:
-            print(experiment.unfinished)
-        for name, value in metrics.items():
-            print(f"{name} {value:.4f}")
-    if shown:
-        name = task.selection_metric
-        score = f"{options.split} {name} {metrics[name]:.2f}"
-        if task.source == SYNTHETIC:
-            score += " on synthetic data"
-        if experiment.unfinished:
-            score += f" ({experiment.unfinished.partition(';')[0]})"
-        if all(map(_is_text, shown)):
-            for sample in shown if options.format == "table" else ():
-                print(f"\n--- {sample.heading!r} continues:")
-                print(*(picture.caption for picture in sample.pictures), sep="\n")
-        else:
-            app.say(NAME, f"{_draw(options, experiment, shown, score)} shows {len(shown)} samples")
+    _print(options, metrics, experiment.unfinished, shown)
+    if not all(map(_is_text, shown)):
+        path = _draw(options, experiment, shown, metrics[task.selection_metric])
+        app.say(NAME, f"{path} shows {len(shown)} samples")
     return Job(options.run)
+
+
+def _print(
+    options: Evaluate, metrics: dict[str, float], unfinished: str | None, shown: list[Shown]
+) -> None:
+    """Print the metrics and the samples that are texts."""
+    texts = [sample for sample in shown if _is_text(sample)]
+    if options.format == "json":
+        found: dict[str, Any] = {**metrics}
+        if unfinished:
+            found["unfinished"] = unfinished
+        if texts:
+            found["shown"] = [[s.heading, *(p.caption for p in s.pictures)] for s in texts]
+        print(json.dumps(found))
+        return
+    if unfinished:
+        print(unfinished)
+    for name, value in metrics.items():
+        print(f"{name} {value:.4f}")
+    for sample in texts if len(texts) == len(shown) else ():
+        print(f"\n--- {sample.heading!r} continues:")
+        print(*(picture.caption for picture in sample.pictures), sep="\n")
 
 
 def _is_text(sample: Shown) -> bool:
     return all(picture.image is None for picture in sample.pictures)
 
 
-def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], score: str) -> Path:
+def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], value: float) -> Path:
     """Write the page into the run's folder; return its path. Raises ValueError if that fails."""
     from npas.reporting import picture_page
 
-    config = experiment.config
+    config, task = experiment.config, experiment.task
     share = "" if config.budget is None else f", budget {config.budget}"
+    title = f"{config.exp}{share}, seed {config.seed}: "
+    title += f"{options.split} {task.selection_metric} {value:.2f}"
+    if task.source == SYNTHETIC:
+        title += " on synthetic data"
+    if experiment.unfinished:
+        title += f" ({experiment.unfinished.partition(';')[0]})"
     path = runs.folder_of(options.run) / f"show-{options.split}.png"
     try:
-        return picture_page.draw(shown, path, f"{config.exp}{share}, seed {config.seed}: {score}")
+        return picture_page.draw(shown, path, title)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror or error})") from None

@@ -6,7 +6,7 @@ OmegaConf's structured configs are not used: they support neither `Literal` nor 
 or mapping, accept infinity as a number and 1 as true, and their errors span several lines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,79 +120,82 @@ def search_epochs(config: Config) -> int:
 
 def ignored(config: Config) -> dict[str, str]:
     """Return the keys whose settings have no effect, each with the reason."""
-    sharing, optim = config.sharing, config.optim
-    idle: dict[str, str] = {}  # by full name
+    groups = [*_ignored_sharing(config), *_ignored_elsewhere(config)]
+    reasons = {key: reason for reason, keys in groups for key in keys}
+    return {
+        key: reasons[key]
+        for key, value, default in settings(config, "")
+        if key in reasons and value != default
+    }
 
-    def leave_out(reason: str, *keys: str) -> None:
-        idle.update(dict.fromkeys(keys, reason))
 
+def _ignored_sharing(config: Config) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield reasons and keys of `sharing` that have no effect for them; a later reason counts."""
+    sharing = config.sharing
     if not search_epochs(config):
         reason = "nothing is searched unless sharing.groups is learned or gradient"
-        leave_out(reason, *keys_of(SearchConfig, "sharing.search."))
+        yield reason, keys_of(SearchConfig, "sharing.search.")
     if sharing.generator == "avg":
-        without = ["coefficient_init", "recurrence_weight", "lsm_every"]
-        without += ["search.softmax"] if search_epochs(config) else []
-        reason = "sharing.generator=avg has no coefficients"
-        leave_out(reason, *(f"sharing.{key}" for key in without))
+        keys = ["sharing.coefficient_init", "sharing.recurrence_weight", "sharing.lsm_every"]
+        if search_epochs(config):
+            keys.append("sharing.search.softmax")
+        yield "sharing.generator=avg has no coefficients", keys
     if sharing.is_structured:
         reason = f"sharing.generator={sharing.generator} has no coefficients per layer"
-        leave_out(reason, "sharing.lsm_every")
+        yield reason, ["sharing.lsm_every"]
     if sharing.is_structured and sharing.generator != "channels":
         reason = f"sharing.generator={sharing.generator} mixes no templates"
-        leave_out(reason, "sharing.max_templates", "sharing.upsampler")
+        yield reason, ["sharing.max_templates", "sharing.upsampler"]
     if sharing.templates is not None:
         reason = f"sharing.templates={sharing.templates} fixes what each layer mixes"
-        leave_out(reason, "sharing.upsampler", "sharing.max_templates")
+        yield reason, ["sharing.upsampler", "sharing.max_templates"]
     elif sharing.fits:
         reason = f"sharing.init={sharing.init} decides it from the weights"
-        leave_out(reason, *(f"sharing.{key}" for key in FITTED))
+        yield reason, [f"sharing.{key}" for key in FITTED]
     if not sharing.fits or sharing.templates is not None:
-        leave_out("it needs sharing.init=fit and a budget", "sharing.fit_batches")
-    if config.budget == DENSE:
-        # A dense network reads sharing.init, too.
-        keys = set(keys_of(SharingConfig, "sharing.")) - {"sharing.init"}
-        rates = ("optim.bank_lr", "optim.coefficient_lr")
-        leave_out("budget=dense shares nothing", *keys, *rates)
+        yield "it needs sharing.init=fit and a budget", ["sharing.fit_batches"]
+    if config.budget == DENSE:  # a dense network reads sharing.init, too
+        keys = [key for key in keys_of(SharingConfig, "sharing.") if key != "sharing.init"]
+        yield "budget=dense shares nothing", [*keys, "optim.bank_lr", "optim.coefficient_lr"]
     elif not sharing.train_coefficients:
         reason = "sharing.train_coefficients=false fixes the coefficients"
-        leave_out(reason, "sharing.recurrence_weight")
+        yield reason, ["sharing.recurrence_weight"]
+
+
+def _ignored_elsewhere(config: Config) -> Iterator[tuple[str, Iterable[str]]]:
+    """Yield reasons and keys outside `sharing` that have no effect for them."""
+    optim, distill, pruning = config.optim, config.distill, config.pruning
     if not config.exports:
         reason = "it needs a budget in bytes (16MB) or artifact.export=true"
-        leave_out(reason, *keys_of(Packing, "artifact."))
+        yield reason, keys_of(Packing, "artifact.")
     elif not config.cap:
-        leave_out("it needs a budget in bytes (16MB)", "artifact.expected_ratio")
+        yield "it needs a budget in bytes (16MB)", ["artifact.expected_ratio"]
     if config.data.source == SYNTHETIC:
-        leave_out(f"data.source={SYNTHETIC} generates its data", "data.verify")
+        yield f"data.source={SYNTHETIC} generates its data", ["data.verify"]
     if optim.name != "muon":
         unread = "beta2" if optim.name == "sgd" else "nesterov"
-        leave_out(f"optim.name={optim.name} has no {unread}", f"optim.{unread}")
-        leave_out(f"optim.name={optim.name} has no muon", *keys_of(MuonConfig, "optim.muon."))
+        yield f"optim.name={optim.name} has no {unread}", [f"optim.{unread}"]
+        yield f"optim.name={optim.name} has no muon", keys_of(MuonConfig, "optim.muon.")
     if optim.schedule != "multistep":
         reason = f"optim.schedule={optim.schedule} has no milestones"
-        leave_out(reason, "optim.milestones", "optim.gamma")
+        yield reason, ["optim.milestones", "optim.gamma"]
     else:
-        leave_out("optim.schedule=multistep has no min_lr", "optim.min_lr")
+        yield "optim.schedule=multistep has no min_lr", ["optim.min_lr"]
         if optim.milestones and optim.milestones[0] >= config.epochs:
-            leave_out(f"epochs={config.epochs} ends before the first one", "optim.milestones")
+            yield f"epochs={config.epochs} ends before the first one", ["optim.milestones"]
     if optim.schedule != "wsd":
-        reason = f"optim.schedule={optim.schedule} has no decay_fraction"
-        leave_out(reason, "optim.decay_fraction")
-    if config.distill.teacher is None:
-        leave_out("distill.teacher=null names no teacher", *keys_of(DistillConfig, "distill."))
-    elif not config.distill.hidden:
-        leave_out("distill.hidden names no modules", "distill.hidden_weight")
-    if (pruning := config.pruning).method is None:
-        leave_out("pruning.method=null prunes nothing", *keys_of(PruningConfig, "pruning."))
+        yield f"optim.schedule={optim.schedule} has no decay_fraction", ["optim.decay_fraction"]
+    if distill.teacher is None:
+        yield "distill.teacher=null names no teacher", keys_of(DistillConfig, "distill.")
+    elif not distill.hidden:
+        yield "distill.hidden names no modules", ["distill.hidden_weight"]
+    if pruning.method is None:
+        yield "pruning.method=null prunes nothing", keys_of(PruningConfig, "pruning.")
     elif pruning.schedule == "one_shot":
         reason = "pruning.schedule=one_shot prunes once, at pruning.start"
-        leave_out(reason, "pruning.end", "pruning.times")
+        yield reason, ["pruning.end", "pruning.times"]
     if pruning.method == "magnitude":
-        leave_out("pruning.method=magnitude reads no batches", "pruning.batches")
-    return {
-        key: idle[key]
-        for key, value, default in settings(config, "")
-        if key in idle and value != default
-    }
+        yield "pruning.method=magnitude reads no batches", ["pruning.batches"]
 
 
 def known_keys(model_config: type | None = None, task_config: type | None = None) -> set[str]:

@@ -78,28 +78,24 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     )
     for group in groups:
         group["factor"] = group["lr"] / config.lr  # multiplies the schedule's rate
-    trained = [p for group in groups for p in group["params"]]
     optimizer: optim.Optimizer
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.momentum, config.beta2)}
-    buffers: tuple[str, ...] = ()
     if config.name == "sgd":
         optimizer = optim.SGD(
             groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
         )
-        buffers = ("momentum_buffer",) if config.momentum else ()
+        counter, buffers = None, ["momentum_buffer"] if config.momentum else []
     elif config.name == "adamax":
         optimizer = Adamax(groups, settings)
-        buffers = ("exp_avg", "exp_inf")
+        counter, buffers = "count", ["exp_avg", "exp_inf"]
     else:
         optimizer = ADAMS[config.name](groups, **settings, fused=True)
-        buffers = ("exp_avg", "exp_avg_sq")
-    for parameter in trained if buffers else ():
-        state = optimizer.state[parameter]
-        if config.name != "sgd":
-            count = "count" if config.name == "adamax" else "step"
-            state[count] = torch.zeros((), device=parameter.device)
+        counter, buffers = "step", ["exp_avg", "exp_avg_sq"]
+    for parameter in (p for group in groups for p in group["params"]):
+        if counter is not None:
+            optimizer.state[parameter][counter] = torch.zeros((), device=parameter.device)
         for name in buffers:
-            state[name] = torch.zeros_like(parameter)
+            optimizer.state[parameter][name] = torch.zeros_like(parameter)
     return optimizer
 
 
