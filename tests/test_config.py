@@ -92,10 +92,7 @@ WRONG = [
     ),
     ({"optim__lr": 0}, "optim.lr must be above 0"),
     ({"optim__lr": float("nan")}, "optim.lr must be a finite number"),
-    (
-        {"optim__warmup_epochs": 21, "epochs": 20},
-        "optim.warmup_epochs=21 is longer than epochs=20",
-    ),
+    ({"optim__warmup_epochs": 21, "epochs": 20}, "optim.warmup_epochs=21 is longer than epochs=20"),
     ({"optim__momentum": 0}, "optim.nesterov=true needs momentum"),
     ({"optim__milestones": [3, 2]}, "optim.milestones must be increasing epochs above 0"),
     ({"trainer__device": "tpu"}, "trainer.device must be auto, cpu or cuda, got 'tpu'"),

@@ -44,11 +44,7 @@ def test_a_stored_config_of_an_earlier_version_is_read():
     assert renames.modernize(old) == {
         "data": {"val_fraction": 0.1, "source": "synthetic", "synthetic": {"train": 3}},
         "optim": {"schedule": "multistep", "ema_decay": 0.9, "decay_norm_bias": False},
-        "sharing": {
-            "allocator": "npas",
-            "coefficient_init": "sparse",
-            "recurrence_weight": 0.1,
-        },
+        "sharing": {"allocator": "npas", "coefficient_init": "sparse", "recurrence_weight": 0.1},
         "trainer": {"grad_accum_steps": 2},
         "task": {"pca_noise": 0.1},
     }

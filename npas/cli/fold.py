@@ -24,7 +24,7 @@ from npas.cli.app import Job
 from npas.config import LOG_FILE
 from npas.reporting.folds import FILE_NAME
 from npas.utils.checks import Ranged, join, within
-from npas.utils.json_data import read_log
+from npas.utils.json_data import finite, read_log
 from npas.utils.printing import figure
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ def _choose(experiment: Experiment, options: Fold, inputs: Sequence[Any]) -> dic
 def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, float | None]:
     """Evaluate; metrics that are not finite become None, for JSON."""
     with experiment.precision.autocast():
-        metrics = experiment.task.evaluate(model, split)
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        return finite(experiment.task.evaluate(model, split))
 
 
 def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:

@@ -148,14 +148,13 @@ def _notes(allocation: Allocation) -> list[str]:
 
 def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
     """Fit a network to the config's trained weights; return its allocation and errors."""
-    from npas import models
     from npas.sharing import api
     from npas.sharing.runtime import install
-    from npas.training import initial, seeding
+    from npas.training import initial
+    from npas.training.experiment import build_network
 
     path = config.sharing.weights
-    seeding.seed_torch(config.seed, "init")  # so that a fresh head is that of the run
-    model = models.build(config.model, task.spec)
+    model = build_network(config, task.spec)
     try:
         initial.fit(model, config, None if path is None else Path(path), task)
     except ValueError as error:

@@ -66,14 +66,9 @@ def check(raw: dict[str, Any]) -> Config:
 
 def _check_search(config: Config) -> None:
     """Raise ValueError if a job has no held-out data to be compared by."""
-    import torch
+    from npas.training.experiment import build_task
 
-    from npas import tasks
-
-    task = tasks.family(config.task.family).Task(
-        config.task, config.data, seed=config.seed, device=torch.device("cpu")
-    )
-    if not task.has_validation:
+    if not build_task(config).has_validation:
         raise ValueError("a search needs held-out data: set data.val_fraction")
 
 

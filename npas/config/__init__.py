@@ -6,6 +6,7 @@ from npas.config.hashing import config_hash as config_hash
 from npas.config.hashing import flat as flat
 from npas.config.hashing import in_parts as in_parts
 from npas.config.hashing import is_excluded as is_excluded
+from npas.config.hashing import parts_of as parts_of
 from npas.config.hashing import run_dir as run_dir
 from npas.config.hashing import to_dict as to_dict
 from npas.config.load import CONFIG_FILE as CONFIG_FILE

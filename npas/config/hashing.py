@@ -56,6 +56,12 @@ def in_parts(config: Config, devices: int, grad_accum_steps: int) -> Config:
     return dataclasses.replace(config, trainer=trainer)
 
 
+def parts_of(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return a stored config's numbers of processes and batch parts."""
+    trainer = config.get("trainer", {})
+    return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)
+
+
 def is_excluded(key: str) -> bool:
     """Return whether a key, by its full name, does not affect the result."""
     return key in HASH_EXCLUDED or key.partition(".")[0] in HASH_EXCLUDED

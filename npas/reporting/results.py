@@ -10,7 +10,6 @@ Reading and writing check the same schema. A `ValueError` names the file and the
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -23,7 +22,7 @@ from npas.reporting.environment import Hardware
 from npas.tasks.common.files import write_whole
 from npas.utils.budget import BudgetReport, PruningReport
 from npas.utils.git import Git
-from npas.utils.json_data import decode, read_json
+from npas.utils.json_data import decode, finite, read_json
 from npas.utils.packing import Artifact
 
 log = logging.getLogger(__name__)
@@ -159,16 +158,8 @@ class Result:
         """Return plain JSON data, checked against the schema."""
         data = dataclasses.asdict(self)
         for key in ("history", "divergence", *(["metrics"] if self.status != "done" else [])):
-            data[key] = _finite(data[key])
+            data[key] = finite(data[key])
         return dataclasses.asdict(from_dict(data))
-
-
-def _finite(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {name: _finite(value) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def from_dict(data: object) -> Result:

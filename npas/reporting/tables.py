@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from npas import config as schema
 from npas.reporting import results as result_files
@@ -182,7 +181,7 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
         for r in results
         if r.dataset.source == "real" and r.status != "preempted" and _is_as_configured(r)
     }
-    settings = sorted({_parts(result.config) for result in by_hash.values()})
+    settings = sorted({schema.parts_of(result.config) for result in by_hash.values()})
     return [_cell(row, table.seeds, by_hash, settings) for row in table.rows]
 
 
@@ -213,15 +212,10 @@ def _cell(
 
 def _is_as_configured(result: Result) -> bool:
     """Return whether all batches were split into ranks and parts as in the config."""
-    found = result.parallel
+    found, config = result.parallel, result.config
     if found is None:
         return True
-    return not found.earlier and (found.ranks, found.grad_accum_steps) == _parts(result.config)
-
-
-def _parts(config: Mapping[str, Any]) -> tuple[int, int]:
-    trainer = config.get("trainer", {})
-    return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)
+    return not found.earlier and (found.ranks, found.grad_accum_steps) == schema.parts_of(config)
 
 
 def step_costs(results: Path, table: str) -> Mapping[str, tuple[str, str]]:
@@ -343,7 +337,7 @@ def _origin(cells: Sequence[Cell]) -> str:
     text = "Runs: " + "; ".join(f"{count} on {name}" for name, count in sorted(machines.items()))
     if copies := sum(run.dataset.published is False for run in runs):
         text += f"; {copies} (copy) on data that are not the published files"
-    parts = Counter(_parts(run.config) for run in runs)
+    parts = Counter(schema.parts_of(run.config) for run in runs)
     for (ranks, grad_accum_steps), count in sorted(parts.items()):
         if (ranks, grad_accum_steps) != (1, 1):
             text += f"; {count} in {ranks} processes x {grad_accum_steps} parts"

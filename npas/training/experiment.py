@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -80,6 +81,10 @@ class Experiment:
             workers=workers,
             device=self.process.device,
         )
+
+    def endless_batches(self, epoch: int) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch and all later ones."""
+        return itertools.chain.from_iterable(map(self.batches, itertools.count(epoch)))
 
     def batch_arithmetic(self) -> str:
         """Return how a batch is split, as "128 = 4 ranks x 2 parts x 16"."""

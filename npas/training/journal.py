@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from npas.training.metrics import Norms, norms_at_divergence
 from npas.training.state import ID_FILE, TrainState
 from npas.training.tracking import Wandb, mode_of
 from npas.utils.git import git_state
-from npas.utils.json_data import read_log
+from npas.utils.json_data import finite, read_log
 from npas.utils.progress import Bar
 
 NO_METRICS: dict[str, Any] = {"last": {}, "selected": None, "selected_on": None}
@@ -143,8 +142,7 @@ class Journal:
     def _write(self, record: dict[str, Any]) -> None:
         """Write a record to the log; a number that is not finite becomes null."""
         if self.log is not None:
-            infinite = (k for k, v in record.items() if isinstance(v, float) and not isfinite(v))
-            self.log.write(json.dumps(record | dict.fromkeys(infinite)) + "\n")
+            self.log.write(json.dumps(finite(record)) + "\n")
         self.state.progress.logged += 1
 
     def outcome(

@@ -70,8 +70,7 @@ def prune(experiment: Experiment, progress: Progress, at_step: int, steps: int) 
 def _ranks(experiment: Experiment) -> dict[str, torch.Tensor]:
     """Return the ranks of feature maps over all processes' batches, in fp32."""
     config, task, model = experiment.config, experiment.task, experiment.model
-    epochs = map(experiment.batches, itertools.count(config.epochs))
-    batches = itertools.chain.from_iterable(epochs)
+    batches = experiment.endless_batches(config.epochs)
 
     def run() -> None:
         for batch in itertools.islice(batches, config.pruning.batches):

@@ -116,9 +116,7 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     parameters = dict(model.named_parameters())
     seeding.seed_torch(config.seed, "gradients")
     halves: list[dict[str, Tensor]] = [{}, {}]
-    batches = itertools.chain.from_iterable(
-        map(experiment.batches, itertools.count(search_epochs(config)))
-    )
+    batches = experiment.endless_batches(search_epochs(config))
     precision = experiment.precision
     scale = FP16_SCALE if precision.scaler else 1.0
     wanted = [parameters[name] for name in names]

@@ -23,6 +23,7 @@ from npas.config import (
     flat,
     in_parts,
     is_excluded,
+    parts_of,
     to_dict,
 )
 from npas.sharing import Allocation, api
@@ -183,7 +184,7 @@ class TrainState:
     def _note_other_parts(self, found: Checkpoint) -> None:
         """Record and warn if the checkpoint had another number of ranks or batch parts."""
         ours = self.process.world, self.config.trainer.grad_accum_steps
-        theirs = found.state.get("ranks", 1), _parts_of(found)[1]
+        theirs = found.state.get("ranks", 1), parts_of(found.state["config"])[1]
         if ours == theirs:
             return
         self.progress.earlier.append(
@@ -279,9 +280,10 @@ def refuse_another_config(config: Config, found: Checkpoint) -> None:
 
     The number of processes and of batch parts may differ.
     """
-    if found.state["config_hash"] == config_hash(in_parts(config, *_parts_of(found))):
+    stored = found.state["config"]
+    if found.state["config_hash"] == config_hash(in_parts(config, *parts_of(stored))):
         return
-    ours, theirs = flat(to_dict(config)), flat(found.state["config"])
+    ours, theirs = flat(to_dict(config)), flat(stored)
     differing = [
         f"{key}: {theirs.get(key)} there, {ours.get(key)} here"
         for key in sorted({*ours, *theirs})
@@ -291,8 +293,3 @@ def refuse_another_config(config: Config, found: Checkpoint) -> None:
         f"{found.folder} was trained with another config ({'; '.join(differing)}): "
         "set these keys as they are there, or resume=never"
     )
-
-
-def _parts_of(found: Checkpoint) -> tuple[int, int]:
-    trainer = found.state["config"].get("trainer", {})
-    return trainer.get("devices", 1), trainer.get("grad_accum_steps", 1)

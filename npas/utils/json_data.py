@@ -39,6 +39,15 @@ def read_log(path: Path, count: int | None = None) -> list[dict[str, Any]]:
     return records
 
 
+def finite(node: Any) -> Any:
+    """Return JSON data with None for numbers that are not finite."""
+    if isinstance(node, dict):
+        return {name: finite(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
 def decode(kind: Any, value: object, where: str = "", optional: Collection[str] = ()) -> Any:
     """Return `value` as `kind`: a dataclass, dict[str, X], X | None, a list, tuple or JSON type.
 

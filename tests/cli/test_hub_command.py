@@ -21,7 +21,7 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path, monke
     assert done.code == 0 and "hf upload USER/digits-half " in done.out
     folder = tmp_path / "digits-half"
     assert {path.name for path in folder.iterdir()} == {
-        *("README.md", "allocation.json", "config.yaml", "model.safetensors", "result.json"),
+        *("README.md", "allocation.json", "config.yaml", "model.safetensors", "result.json")
     }
     result, card = results.read(trained), ModelCard.load(folder / "README.md")
     assert result.metrics is not None and card.data.eval_results is not None

@@ -8,13 +8,7 @@ from omegaconf import OmegaConf
 
 from npas import models, tasks
 from npas.cli import arguments
-from npas.config import (
-    OptimConfig,
-    PruningConfig,
-    SharingConfig,
-    TrainerConfig,
-    known_keys,
-)
+from npas.config import OptimConfig, PruningConfig, SharingConfig, TrainerConfig, known_keys
 from npas.config.typed import build
 from npas.reporting.compose import compose
 

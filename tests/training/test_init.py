@@ -175,10 +175,7 @@ def pickle(path):
         ),
         (spoilt_shards, r"model-00001-of-00002.safetensors is not a valid .safetensors"),
         (
-            lambda path: (
-                path.mkdir(),
-                (path / "model.safetensors.index.json").write_text("{}"),
-            ),
+            lambda path: (path.mkdir(), (path / "model.safetensors.index.json").write_text("{}")),
             "has no weight_map of files",
         ),
         (pickle, "pytorch_model.bin.index.json is a pickle"),

@@ -160,28 +160,17 @@ def test_the_run_is_described(small, tmp_path, wandb, mode, monkeypatch):
             journal.outcome("done", {**metrics, "selected_on": None})
     call, search = wandb.seen["init"]
     described = {
-        "mode": mode,
-        "project": "p",
-        "entity": "e",
-        "group": "small",
-        "job_type": "train",
-        "name": "run",
-        "tags": ["a"],
-        "dir": tmp_path / "run",
-        "resume": "allow",
-    }
+        "mode": mode, "project": "p", "entity": "e", "group": "small", "job_type": "train",
+        "name": "run", "tags": ["a"], "dir": tmp_path / "run", "resume": "allow",
+    }  # fmt: skip
     assert described.items() <= call.items()
     assert (search["name"], search["job_type"]) == ("run/search", "search")
-    assert type(call["config"]["optim"]) is dict and call["config"]["facts"] == {
-        "git": {"commit": "0123abc", "dirty": False},
-        "ranks": 1,
-        "nodes": 1,
-        "parameters": None,
-    }
+    assert type(call["config"]["optim"]) is dict
+    assert call["config"]["facts"].items() >= {"ranks": 1, "nodes": 1, "parameters": None}.items()
     assert call["settings"].git_commit == "0123abc"
     assert wandb.seen["log"] == 2 * [{"step": 3, "epoch": 0.6, "train/loss": 1.0}]
-    figures = {"last/accuracy": 98.0, "last/val/accuracy": 97.0, "status": "done"}
-    assert wandb.seen["summary"] == 2 * [figures]
+    summary = {"last/accuracy": 98.0, "last/val/accuracy": 97.0, "status": "done"}
+    assert wandb.seen["summary"] == 2 * [summary]
 
 
 def test_the_id_is_kept_before_anything_is_trained_and_found_again(online, tmp_path, wandb):

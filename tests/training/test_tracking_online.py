@@ -45,14 +45,8 @@ print("trained on")
 def start(tmp_path):
     """Return a function that runs the child above, and gives back how it ended."""
 
-    def run(
-        *steps,
-        url="http://127.0.0.1:9",  # where nobody listens
-        key=True,
-        **asked,
-    ):
-        defaults = {"mode": "offline", "logged": 0, "status": "done"}
-        defaults |= {"hurries": False}
+    def run(*steps, url="http://127.0.0.1:9", key=True, **asked):  # where nobody listens
+        defaults = {"mode": "offline", "logged": 0, "status": "done", "hurries": False}
         env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         env |= {"HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "WANDB_BASE_URL": url}
         return subprocess.run(
