@@ -1,7 +1,5 @@
 """Find the files of a published network or tokenizer in a folder or on the Hugging Face hub."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -4,8 +4,6 @@ The logits of the whole vocabulary at all positions take more memory than the re
 and the loss needs about 15% of them.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import transformers

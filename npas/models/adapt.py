@@ -20,8 +20,6 @@ The batch norm has no parameters, and word vectors are data.
 Dimensions: B images, R regions, S = B x P sentences, T words in each, s sentences at a time.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any
 

@@ -13,8 +13,6 @@ Dimensions: B images, P phrases and R regions of each, T words of a phrase, V nu
 vector, F features per region, D = `width`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated

@@ -9,8 +9,6 @@ a shared network sets `zero_projections=false`, which initializes them as in GPT
 Dimensions: B rows, L tokens, C channels, H heads of D channels, V tokens of the vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated

@@ -10,8 +10,6 @@ loop.
 Dimensions: B rows, L tokens, C channels, H heads of D channels, V tokens of the vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated

@@ -14,8 +14,6 @@ Dimensions: B images, P pixels, I channels of a pixel with its position, L laten
 heads of D channels, F bands.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal

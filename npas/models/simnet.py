@@ -28,8 +28,6 @@ Dimensions: B images, P phrases and R regions of each, T words of a phrase, V nu
 vector, F features per region, D = `width`, H = 4D hidden channels, K concepts.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -6,8 +6,6 @@ an extra: pip install npas[timm].
     mobilenetv3_small_100: 2,542,856 parameters for 1,000 classes; vit_small_patch16_224: 22,050,664
 """
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass
 from typing import Annotated, Any

@@ -7,8 +7,6 @@ code of a repository is run.
     distilbert-base-uncased: 66,955,010 parameters for 2 classes; roberta-base: 124,647,170
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast

@@ -18,8 +18,6 @@ removes stop words; here the vectors are data and stop words are kept.
 Dimensions: B images, R regions, S = B x P sentences, T words in each.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

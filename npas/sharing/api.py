@@ -4,8 +4,6 @@
 (`init`, or `fitting` for trained weights). `apply` does the same with a finished allocation.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import warnings

@@ -4,8 +4,6 @@ The latter (banks, coefficients, upsamplers, corrections and scales) are paramet
 the root module, i.e. the network that was shared; their names start with `PREFIX`.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@ The usual rule (timm, nanoGPT) decays parameters of two or more dimensions. It i
 networks: banks hold the weights but are flat, and coefficients are matrices.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Plan how a network is shared: check the options, resolve defaults, make an `Allocation`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any

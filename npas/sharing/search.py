@@ -11,8 +11,6 @@ resize is linear, the K maps are mixed first and the mixture is resized once.
 All layers start with the same coefficients (the paper does not say); see `coefficients.Alike`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 

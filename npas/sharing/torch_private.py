@@ -3,8 +3,6 @@
 `tests/sharing/test_torch_private.py` fails when a torch release changes one.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext

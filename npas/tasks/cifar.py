@@ -5,8 +5,6 @@ the papers: `task.label_smoothing`, and `task.image_size=16` or 8, which average
 and shrinks crops and cutout alike.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any

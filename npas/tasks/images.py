@@ -4,8 +4,6 @@
 set. All else is as for ImageNet. `task.folder` is the dataset's name in results.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal

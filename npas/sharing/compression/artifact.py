@@ -8,8 +8,6 @@ zlib (each tensor's name, shape, kind and row length; the plan), and the tensors
 header's order, compressed together. Nothing is pickled.
 """
 
-from __future__ import annotations
-
 import io
 import lzma
 import math

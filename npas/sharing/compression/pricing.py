@@ -6,8 +6,6 @@ The price is an upper bound: any zlib compresses a header to less than the half 
 `share` needs at most one fixed scale per layer. An `Entry` is one tensor of an artifact.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct

@@ -4,8 +4,6 @@ The kinds `q8` and `q6` are integers of 8 and 6 bits with one fp16 scale per row
 the name of the torch dtype that values are cast to. Shapes: R rows of N values.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 `GENERATORS` make alpha_LK for the L layers of a group that mix K templates; E is EMBEDDING_SIZE.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@
 is, `mask` and `wavg` with a few learned weights per layer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache

@@ -6,8 +6,6 @@ whole budget, subtract the coefficients' cost, repeat. What is left over then ex
 fixed K, so that a group of two or more layers uses its budget to the last parameter.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

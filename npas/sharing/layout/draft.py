@@ -1,7 +1,5 @@
 """`Draft`: a bank size and each layer's number of templates, their costs and positions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

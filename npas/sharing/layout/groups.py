@@ -1,7 +1,5 @@
 """Assign layers to groups; the layers of a group share one bank."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ The budget limits only the banks. A layer's K templates are one block of the ban
 size lie on a grid. Parts of a bank that no block covers are never read (the plan prints them).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

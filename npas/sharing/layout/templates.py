@@ -3,8 +3,6 @@
 A bank is one flat parameter; layers read slices of it as matrices (`Templates`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

@@ -4,8 +4,6 @@
 per generated weight; `detach` undoes both. An `Attachment` links a module to its `SharedWeights`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 parameters. Changes that no loadable allocation describes are refused with a ValueError.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import warnings

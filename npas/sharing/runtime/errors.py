@@ -1,7 +1,5 @@
 """Relative errors of generated weights against trained ones."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -3,8 +3,6 @@
 A layer's weight is generated once per pass; `reading.py` decides which are generated together.
 """
 
-from __future__ import annotations
-
 import itertools
 import weakref
 from contextlib import nullcontext

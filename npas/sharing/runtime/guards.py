@@ -5,8 +5,6 @@ re-initialize, tie and save, of submodules `requires_grad_`. Hooks handle state 
 networks and of other plans. A guard does the right thing, warns, or says what to call instead.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

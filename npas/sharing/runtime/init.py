@@ -4,8 +4,6 @@ Banks are normal, coefficients have rows of norm one where possible, and a fixed
 sets the standard deviation. Shapes: L layers, K templates.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@
 attaches generated weights to the layers; `materialize` undoes it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 import weakref

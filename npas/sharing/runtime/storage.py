@@ -1,7 +1,5 @@
 """Write and read a directory of `model.safetensors` and a JSON description, with checksums."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -14,8 +14,6 @@ With C = M M^T and G = L L^T the error is |L^T D M|^2, and its best approximatio
 known (`Root`). Shapes: weights R x N, C is N x N, G is R x R, M inputs.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The distillation loss between a student's and a teacher's logits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -22,8 +22,6 @@ Everything is computed in float64, one shape at a time.
 Shapes: L layers with weights of R x N as matrices; K vectors or templates of N values.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -9,8 +9,6 @@ become loops. A group gets plain parameters back if its distinct weights take no
 than its bank and coefficients; the others stay shared.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Mapping, Sequence

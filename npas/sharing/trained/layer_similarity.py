@@ -5,8 +5,6 @@ coefficients show which layers of a trained network do the same (implicit recurr
 Maire, ICLR 2019, section 3.2). Shapes: L layers that are compared, K templates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -14,8 +14,6 @@ after sharing, since no weight is written to.
 Legend: B images, F filters of a conv, C channels of a norm.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Shapes: L layers, as matrices R x N; K vectors of length N.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

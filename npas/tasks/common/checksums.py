@@ -4,8 +4,6 @@ A task whose dataset has known checksums or counts has a `Comparison`, to which 
 file or part before using it. The result file records `published` and `found`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from pathlib import Path

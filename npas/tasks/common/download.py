@@ -1,7 +1,5 @@
 """Download, verify and unpack a dataset's archive."""
 
-from __future__ import annotations
-
 import logging
 import tarfile
 import urllib.request

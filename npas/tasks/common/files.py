@@ -1,7 +1,5 @@
 """File locks, atomic writes, temporary folders, and short reasons for errors."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

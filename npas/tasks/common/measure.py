@@ -1,7 +1,5 @@
 """Helpers for `Task.evaluate`: eval mode, and results gathered over ranks."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar

@@ -6,8 +6,6 @@ an answer must be read from it. Facts are stated in chronological order, so that
 sentences can be learned. The output is deterministic.
 """
 
-from __future__ import annotations
-
 import json
 import string
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Tokenize texts and build the network's inputs: the base of the tasks on texts."""
 
-from __future__ import annotations
-
 import abc
 import os
 import tempfile

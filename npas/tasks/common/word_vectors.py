@@ -6,8 +6,6 @@ are data, not parameters: they are not trained.
 Dimensions: U texts, T words per text, V numbers per vector, N rows of the table.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass

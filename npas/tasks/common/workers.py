@@ -10,8 +10,6 @@ Only the main process ends a worker. Workers ignore the signals that stop a run.
 whose other end the main process holds, and exits when that is closed or the main process ends.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc

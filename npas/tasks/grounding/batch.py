@@ -8,8 +8,6 @@ Dimensions: B lots, P phrases each, T words per phrase, V numbers per word, R re
 per region, N phrases of the split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

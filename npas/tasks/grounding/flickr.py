@@ -7,8 +7,6 @@ are skipped. A chain with a box that is empty or outside the image is read as ha
 malformed phrases are skipped, with a warning.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from xml.etree import ElementTree

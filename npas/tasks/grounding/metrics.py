@@ -6,8 +6,6 @@ the evaluation of Flickr30K Entities (pl-clc, CITE).
 Dimensions: B images, P phrases, R regions, N phrases of a split, C types.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -9,8 +9,6 @@ given as left, top, width and height, and read as (left, top, left + width, top 
 does. Expressions whose box is empty or outside its image are skipped, with a warning.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ to its own file, and these are finally merged into one, also atomically.
 Dimensions: R regions, D numbers of each.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -8,8 +8,6 @@ fork and opened by a process's first read.
 Dimensions: R rows, D features, I images.
 """
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections.abc import Sequence

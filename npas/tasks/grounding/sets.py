@@ -1,7 +1,5 @@
 """Read a dataset of phrases and boxes by name, and describe its files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -9,8 +9,6 @@ region does; `chance`, the fraction of regions that do. A phrase whose image has
 wrong in all.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ Classes are numbered in the order of sorted folder names. File names are kept in
 Python strings would be copied into every forked worker as their reference counts change.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

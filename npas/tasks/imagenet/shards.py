@@ -10,8 +10,6 @@ is then a single read at an offset, so an epoch's order is as random as over a f
 to resume.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -6,8 +6,6 @@ device. Images that cannot be read are logged and skipped, up to `task.max_damag
 its workers; in training the next image is used instead.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Iterator, Mapping

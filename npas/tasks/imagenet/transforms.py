@@ -7,8 +7,6 @@ to 1.
 Dimensions: H x W pixels, C channels.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import warnings

@@ -8,8 +8,6 @@ incomplete row is skipped as in the contest. "val" is the last `data.val_fractio
 split.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ any other piece the UTF-8 length of its text without a leading U+2581. That mark
 counts 1 more, unless the previous token is a control, unknown or unused piece.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass

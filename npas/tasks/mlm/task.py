@@ -8,8 +8,6 @@ Every process tokenizes all of the text at every start, about half a million tok
 CPU cores (measured), and keeps it on the device at 4 bytes per token, padding included.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated

@@ -3,8 +3,6 @@
 Dimensions: B images, S = B x P sentences, P consecutive ones per image.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

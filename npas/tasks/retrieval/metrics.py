@@ -5,8 +5,6 @@ Ties with the correct item, and NaN scores, rank before it, so that constant sco
 Dimensions: F folds, N images of each, S = 5 N sentences, five consecutive ones per image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

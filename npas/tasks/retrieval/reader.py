@@ -7,8 +7,6 @@ five sentences; and optionally `<split>_ids.txt`, the names of images or of sent
 Dimensions: N images, B of them, R regions of each, D numbers of a region.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -9,8 +9,6 @@ Dimensions: B images of a batch, P sentences of each, S = B x P, R regions, D fe
 F folds, N images of a split.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, cast

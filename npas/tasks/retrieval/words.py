@@ -6,8 +6,6 @@ file has none, as for start and end; its id is for an embedding that the network
 Dimensions: U sentences, T tokens in each, V numbers per vector, N rows of the table.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence

@@ -10,8 +10,6 @@ things, identified by their attributes; `other` are identified by a neighbour (o
 are groups, and `clothing` is an "it", which only the caption could resolve.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from dataclasses import dataclass

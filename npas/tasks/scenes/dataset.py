@@ -4,8 +4,6 @@ A dataset is a folder under `data.root` whose name ends in a hash of everything 
 content, so that runs with the same settings share it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Dimensions: H rows, W columns of the image or of a thing's box.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ A phrase is true of one thing only: by its attributes, by its relation to a neig
 identified by its attributes, or by the side of the image where it is.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator

@@ -9,8 +9,6 @@ features encode colour, shape, material, size and neighbours, without naming the
 Dimensions: R regions, D features per region, V pixels of a view, H rows and W columns of the image.
 """
 
-from __future__ import annotations
-
 import math
 from random import Random
 

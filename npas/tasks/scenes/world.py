@@ -4,8 +4,6 @@ A scene is a function of a seed and its number. The things of a scene have few d
 colours, so that it often takes several words, or a neighbour, to identify one.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass

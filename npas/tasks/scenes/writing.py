@@ -3,8 +3,6 @@
 The scenes of a split do not depend on the other splits. The output is deterministic.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import pickle

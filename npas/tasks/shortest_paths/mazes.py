@@ -6,8 +6,6 @@ are found by breadth-first search from one cell of every grid at the same time.
 Dimensions: N grids, M of them still to draw, H rows, W columns.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

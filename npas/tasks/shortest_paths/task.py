@@ -7,8 +7,6 @@ apart. The metric, after every epoch, is F1 on every band of distances, later on
 Density, distances and the number of grids are choices of this project.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated

@@ -8,8 +8,6 @@ realign its tokens, it takes whole words. And the n best starts and ends are cho
 positions; BERT's reader chooses among all and then discards invalid ones, which may leave fewer.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Liang (2018, arXiv 1806.03822). Case, punctuation, articles and white space are 
 question's score is the best over its annotators.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

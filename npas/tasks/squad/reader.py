@@ -7,8 +7,6 @@
 `is_impossible` is in 2.0 only, where questions without an answer have an empty list of answers.
 """
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from dataclasses import dataclass

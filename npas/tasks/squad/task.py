@@ -7,8 +7,6 @@ as in published figures. With `task.train_files` and `task.test_file`, training 
 that are in the test file, compared by their letters and digits.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -7,8 +7,6 @@ most context around it.
 Dimensions: N windows of L tokens, W of a question; a paragraph of T tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
