@@ -100,19 +100,17 @@ def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
     experiment's `unfinished` is set if the run was not trained to its end.
     """
     from npas.training import build
-    from npas.training.grouping import from_dict
     from npas.training.state import load_weights, trained_checkpoint
 
     checkpoint = trained_checkpoint(Path(run))
-    raw, grouping = checkpoint.state["config"], checkpoint.state.get("grouping")
+    raw = checkpoint.state["config"]
     for key, value in changes.items():
         assert schema.is_excluded(key)
         node, _, leaf = key.rpartition(".")
         target = raw.setdefault(node, {}) if node else raw
         if value is not None and isinstance(target, dict):  # `check` refuses other values
             target[leaf] = value
-    grouped = from_dict(grouping) if grouping else None
-    experiment = build(check(raw), grouped, stored=checkpoint.state)
+    experiment = build(check(raw), checkpoint.grouping, stored=checkpoint.state)
     load_weights(experiment.model, checkpoint)
     experiment.unfinished = _unfinished(folder_of(run), checkpoint.progress, experiment)
     return experiment

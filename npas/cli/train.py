@@ -111,7 +111,7 @@ def _run_in_workers(config: Config, folder: Path) -> Job:
         return job
     before = _stored(folder)
     try:
-        result = launch(config.trainer, _work, schema.to_dict(config))
+        result: Job | str = launch(config.trainer, _work, schema.to_dict(config))
     except WorkersFailed as failure:
         found = _stored(folder)
         is_recorded = found is not None and found != before and found.status == "failed"
@@ -125,14 +125,14 @@ def _run_in_workers(config: Config, folder: Path) -> Job:
         return Job(str(folder), "failed", line)
     if isinstance(result, str):
         raise ValueError(result)
-    return Job(*result)
+    return result
 
 
-def _work(raw: dict[str, Any]) -> tuple[Any, ...] | str:
-    """Run in one of the workers; return the job as plain data, or the message of a user error."""
+def _work(raw: dict[str, Any]) -> Job | str:
+    """Run in one of the workers; return the job, or the message of a user error."""
     try:
         with app.one_line_messages(NAME), signals.watching("keep"):
-            job = run(check(raw))
+            return run(check(raw))
     except processes.Refused as error:
         return str(error)
     except app.Reported:
@@ -141,7 +141,6 @@ def _work(raw: dict[str, Any]) -> tuple[Any, ...] | str:
         app.say_always(f"rank {processes.place().rank}:")
         traceback.print_exc()
         raise
-    return job.name, job.status, job.detail, job.value
 
 
 def _run_here(config: Config, folder: Path) -> Job:
@@ -158,8 +157,8 @@ def _run_here(config: Config, folder: Path) -> Job:
         with process.together():
             if process.is_main and not config.dry_run:
                 skipped = _skipped(config, folder)
-        if process.from_leader(skipped) is not None:
-            return skipped or Job(str(folder), "skipped")
+        if (skipped := process.from_leader(skipped)) is not None:
+            return skipped
         if config.dry_run:
             with process.together():
                 return _dry_run(config, folder)

@@ -29,6 +29,7 @@ from npas.config import CONFIG_FILE, Config
 from npas.config.renames import modernize
 from npas.tasks.common.checksums import sha256
 from npas.tasks.common.files import give_usual_mode
+from npas.training.grouping import Grouping, from_dict
 from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,12 @@ class Checkpoint:
     def progress(self) -> Progress:
         with self.refusing():
             return Progress(**self.state["progress"])
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """The groups that the run's search had found, if any."""
+        stored = self.state.get("grouping")
+        return from_dict(stored) if stored else None
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Read the tensors saved as `name`, onto the CPU."""

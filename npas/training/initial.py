@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from npas.tasks.base import Task
 from npas.tasks.common import checksums
 from npas.training.checkpoint import MANIFEST, find_checkpoint
 from npas.training.experiment import Experiment, build_network, build_task, check, plan_keywords
-from npas.training.grouping import SEARCH, from_dict
+from npas.training.grouping import SEARCH
 from npas.training.state import AVERAGED, load_weights, to_resume, trained_checkpoint
 from npas.utils.json_data import read_json
 
@@ -269,37 +269,43 @@ def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor
     Returns what was copied, or "" if a group differs in layers, shapes, positions or sizes. Names
     and order of groups may differ.
     """
-    known, index = {}, 0
-    for g, group in enumerate(theirs.groups):
-        known[_kind(group)] = g, index
-        index += len(group.layers)
-    names, scales = {}, model.get_buffer(SCALES).clone()
-    given: dict[int, float] = {}
-    banks, layers, index = 0, 0, 0
-    for g, group in enumerate(api.allocation(model).groups):
-        if group.bank:
-            if _kind(group) not in known:
-                return ""
-            there, first = known[_kind(group)]
-            names[bank_name(g)] = bank_name(there)
-            for count in {len(layer.templates) for layer in group.layers}:
-                for kind, name in generator_names(model, g, count).items():
-                    names[name] = generator_name(kind, there, count)
-            others = theirs.groups[there].layers
-            for i, (own, other) in enumerate(zip(group.layers, others, strict=True)):
-                if own.learned[0]:
-                    names[upsampler_name(index + i)] = upsampler_name(first + i)
-                scale = float(tensors[SCALES][other.scale])
-                if own.templates and given.setdefault(own.scale, scale) != scale:
-                    return ""  # their scales differ where ours are one scale
-                scales[own.scale] = scale
-            banks += 1
-            layers += sum(1 for layer in group.layers if layer.templates)
-        index += len(group.layers)
+    known = {_kind(group): (g, first) for g, first, group in _groups(theirs)}
+    names: dict[str, str] = {}  # of their parameters, by ours
+    scales = model.get_buffer(SCALES).clone()
+    given: dict[int, float] = {}  # their scales, by the index of ours
+    banks = layers = 0
+    for g, first, group in _groups(api.allocation(model)):
+        if not group.bank:
+            continue
+        if (kind := _kind(group)) not in known:
+            return ""
+        other_g, other_first = known[kind]
+        names[bank_name(g)] = bank_name(other_g)
+        for count in {len(layer.templates) for layer in group.layers}:
+            for part, name in generator_names(model, g, count).items():
+                names[name] = generator_name(part, other_g, count)
+        pairs = zip(group.layers, theirs.groups[other_g].layers, strict=True)
+        for i, (own, other) in enumerate(pairs):
+            if own.learned[0]:
+                names[upsampler_name(first + i)] = upsampler_name(other_first + i)
+            scale = float(tensors[SCALES][other.scale])
+            if own.templates and given.setdefault(own.scale, scale) != scale:
+                return ""  # two of their scales are one of ours
+            scales[own.scale] = scale
+        banks += 1
+        layers += sum(1 for layer in group.layers if layer.templates)
     for name, other_name in names.items():
         model.get_parameter(name).copy_(tensors[other_name])
     model.get_buffer(SCALES).copy_(scales)
     return f"{banks} bank{'s' * (banks != 1)} of {layers} layers taken over as trained"
+
+
+def _groups(plan: Allocation) -> Iterator[tuple[int, int, GroupAllocation]]:
+    """Yield the index of each group, the index of its first layer, and the group."""
+    first = 0
+    for g, group in enumerate(plan.groups):
+        yield g, first, group
+        first += len(group.layers)
 
 
 def _kind(group: GroupAllocation) -> GroupAllocation:
@@ -311,7 +317,7 @@ def _kind(group: GroupAllocation) -> GroupAllocation:
 def restore(path: Path) -> nn.Module:
     """Build the network of a checkpoint, or of a run's newest one, with its weights, on the CPU."""
     checkpoint = trained_checkpoint(path)
-    config, grouping = check(checkpoint.state["config"]), checkpoint.state.get("grouping")
+    config = check(checkpoint.state["config"])
     if config.budget == DENSE and hasattr(config.model, "pretrained"):  # the checkpoint has more
         unread = type(config.model).pretrained
         config = replace(config, model=replace(config.model, pretrained=unread))
@@ -319,7 +325,7 @@ def restore(path: Path) -> nn.Module:
         log.warning(
             "%s has trained %d of its %d epochs so far", path, progress.epoch, config.epochs
         )
-    grouped = from_dict(grouping) if grouping else None
-    model = build_network(config, build_task(config).spec, grouped, checkpoint.state)
+    spec = build_task(config).spec
+    model = build_network(config, spec, checkpoint.grouping, checkpoint.state)
     load_weights(model, checkpoint)
     return model

@@ -52,8 +52,7 @@ def stored_grouping(config: Config, run_dir: Path) -> Grouping | None:
     is_own = checkpoint is None or checkpoint.folder.parent == run_dir / "checkpoints"
     if is_own and not config.force and (found := groupings.read(run_dir)) is not None:
         return found
-    stored = checkpoint.state.get("grouping") if checkpoint else None
-    return groupings.from_dict(stored) if stored else None
+    return checkpoint.grouping if checkpoint else None
 
 
 def search_groups(experiment: Experiment, run_dir: Path) -> tuple[Outcome, Grouping | None]:
