@@ -122,7 +122,7 @@ def compose(
             try:
                 instance.show_cfg(**config, cfg_type=options.cfg, **shown)
             except SystemExit:  # Hydra has said which part is missing
-                raise ValueError(f"--package {options.package} is no part of the config") from None
+                raise ValueError(f"--package {options.package} is not in the config") from None
         elif options.info:
             instance.show_info(options.info, **config)
         elif options.shell_completion:

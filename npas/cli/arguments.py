@@ -43,7 +43,7 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
     if options.help or options.hydra_help:
         options.overrides = []
     if not options.cfg and (options.package or options.resolve):
-        fail(f"--{'package' if options.package else 'resolve'} goes with --cfg")
+        fail(f"--{'package' if options.package else 'resolve'} needs --cfg")
     options.overrides = [_accepted(override) for override in options.overrides]
     options.multirun |= "hydra.mode=MULTIRUN" in options.overrides
     if options.config_path is not None:
@@ -65,7 +65,7 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
     parsed = OverridesParser.create().parse_overrides(options.overrides)
     named = {override.key_or_group: override.input_line for override in parsed}
     if {"run", "exp"} <= named.keys():
-        raise ValueError(f"{named['exp']} does not go with run=: change single keys, as optim.lr=1")
+        raise ValueError(f"{named['exp']} cannot be combined with run=: set keys, as optim.lr=0.1")
     for override in parsed:
         _check(override, one, folders, known)
     if options.config_dir is not None and not folders[0].is_dir():
@@ -133,7 +133,7 @@ def _check(override: Any, one: str, folders: Sequence[Path], known: Collection[s
         if override.is_range_sweep() and not getattr(value, "step", 1):
             raise ValueError(f"{text}: the step of a range must not be 0")
     elif group and not override.is_delete() and not isinstance(value, (str, list)):
-        raise ValueError(f"{text!r} names nothing to choose: write {key}=NAME")
+        raise ValueError(f"{text!r} names no file: write {key}=NAME")
     pluses = len(override.input_line) - len(text)
     right = 1 if key == "exp" else 0
     if not override.is_delete() and (pluses != right if ours else pluses == 1 and key in known):

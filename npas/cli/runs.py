@@ -79,9 +79,9 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
         value, node = composed, stored
         for name in above:
             value, node = value.get(name, {}), node.setdefault(name, {})
-        if override.is_delete() or leaf == "exp" or isinstance(value.get(leaf), dict):
+        if override.is_delete() or isinstance(value.get(leaf), dict):
             raise ValueError(
-                f"{override.input_line} does not go with run=: change single keys, as optim.lr=0.1"
+                f"{override.input_line} cannot be combined with run=: set keys, as optim.lr=0.1"
             )
         if leaf in value:  # not `run` itself, which was removed
             node[leaf] = value[leaf]

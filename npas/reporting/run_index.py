@@ -131,7 +131,7 @@ def check_keys(runs: Sequence[Run], wanted: Iterable[str]) -> None:
         left -= known
     if runs and left:
         close = difflib.get_close_matches(key := min(left), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose of {', '.join(COLUMNS)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(COLUMNS)}"
         raise ValueError(f"no run has a key {key!r}; {hint}")
 
 

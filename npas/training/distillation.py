@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
+from npas.sharing.trained import activations
 from npas.sharing.trained.distillation import distillation_loss, logits
 from npas.tasks.base import Batch, Task
 from npas.training import initial
@@ -110,13 +111,10 @@ def prepare(experiment: Experiment) -> None:
     to_device(teacher, process.device)
     learner = Distilled(config, task, experiment.model, teacher)
     batch = next(experiment.batches(epoch=0)).parts(config.trainer.grad_accum_steps)[0]
-    was_training = experiment.model.training
-    experiment.model.eval()
-    with torch.no_grad():
+    with activations.evaluating(experiment.model), torch.no_grad():
         learner.loss(experiment.model, batch)
         if config.distill.cache is not None and not config.dry_run:
             learner.cache = TeacherCache(config, task, teacher, process)
-    experiment.model.train(was_training)
     experiment.distilled = learner
 
 

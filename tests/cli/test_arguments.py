@@ -22,7 +22,7 @@ WRONG = [
     ("npas-train budget", "'budget' sets nothing: write key=value"),
     ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
     ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, special characters as"),
-    ("npas-train model=null", "'model=null' names nothing to choose: write model=NAME"),
+    ("npas-train model=null", "'model=null' names no file: write model=NAME"),
     ("npas-train exp=digits", "exp=digits: write +exp=digits"),
     ("npas-train +budget=0.2", "+budget=0.2: write budget=0.2"),
     ("npas-train +exp=nope", "there is no exp=nope: choose adapt_coco"),
@@ -38,12 +38,12 @@ WRONG = [
         "optim.lr=interval(0,1): an interval needs a sweeper that searches",
     ),
     ("npas-train -m --cfg job seed=0,1", "seed=0,1 has several values: --cfg and --info show a"),
-    ("npas-train --package optim", "--package goes with --cfg"),
-    ("npas-plan --resolve", "--resolve goes with --cfg"),
+    ("npas-train --package optim", "--package needs --cfg"),
+    ("npas-plan --resolve", "--resolve needs --cfg"),
     ("npas-train -cn evaluate run=x", "--config-name evaluate is for another command"),
     ("npas-train -sc query=bash", "--shell-completion: the shell sets 'COMP_LINE'"),
     ("npas-train sharing.init=fit:", "sharing.init=fit: names no path: write fit:PATH or fit"),
-    ("npas-train run=x exp=y", "exp=y does not go with run=: change single keys"),
+    ("npas-train run=x exp=y", "exp=y cannot be combined with run=: set keys"),
     ("npas-train --bogus", "unrecognized arguments: --bogus"),
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
@@ -121,7 +121,7 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
     answer = run("npas-plan", "--config-dir", "conf", "+exp=latin")
     assert answer.code == 2 and "a YAML file is not UTF-8 text: save it" in answer.err
     answer = run("npas-train", "--cfg", "job", "--package", "nosuch")
-    assert answer.code == 2 and "--package nosuch is no part of the config" in answer.err
+    assert answer.code == 2 and "--package nosuch is not in the config" in answer.err
     assert "asked 0.4" in run("npas-plan", "--config-dir", "conf", "+own=big").out
 
 

@@ -67,10 +67,10 @@ def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, 
         ("run=moved", "moved/config.yaml cannot be read"),
         ("run=list.yaml", "list.yaml must be a mapping of keys"),
         ("run=empty.yaml", "empty.yaml must be a mapping of keys"),
-        ("run=FOLDER optim=adam_simnet", "optim=adam_simnet does not go with run="),
-        ("run=FOLDER +exp=digits", "+exp=digits does not go with run="),
+        ("run=FOLDER optim=adam_simnet", "optim=adam_simnet cannot be combined with run="),
+        ("run=FOLDER +exp=digits", "+exp=digits cannot be combined with run="),
         ("run=FOLDER model.depht=3", "run=FOLDER: unknown key 'model.depht': did you mean"),
-        ("run=FOLDER ~seed", "~seed does not go with run="),
+        ("run=FOLDER ~seed", "~seed cannot be combined with run="),
     ],
 )
 def test_invalid_configs_to_start_from(run, folder, asked, arguments, line):
