@@ -231,7 +231,7 @@ def test_commands_and_links_of_documents_are_valid(path):
 
 # --- all of it
 
-MOST_LINES = {"npas": 29600, "tests": 23690}
+MOST_LINES = {"npas": 29850, "tests": 23694}
 
 
 @pytest.mark.parametrize("folder", MOST_LINES)

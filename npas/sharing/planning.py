@@ -127,6 +127,11 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
             " are free of anything that trains"
         )
+    if not trains and start == "sparse":
+        raise ValueError(
+            "train_coefficients=False with coefficient_init='sparse' would leave all but one"
+            " template of each layer unused: set one of them otherwise"
+        )
     check_generator(generator, start, options)
     for option in ("max_templates", "templates"):
         count = options[option]

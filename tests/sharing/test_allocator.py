@@ -47,10 +47,11 @@ SCHEMES = st.builds(
     max_templates=st.sampled_from([1, 2, 4, 8]),
     coefficient_init=st.sampled_from(["orthogonal", "legendre"]),
     low_rank=st.sampled_from([0, 0, 1, 4]),
-    upsample_templates=st.sampled_from([1, 1, 3]),
+    upsample_templates=st.sampled_from([1, 2, 3]),
 )
 GROUPS = st.sampled_from(["single", "type", "shape", "place", "depth:2", "random"])
 TINY = [LayerSpec(f"{i}.weight", (2, 2), "linear") for i in range(2)], 0
+ODD = [LayerSpec("0.weight", (17, 11), "linear")], 0  # two maps of half a bank of 19
 BUDGETS = st.one_of(
     st.floats(0.005, 4.0),
     st.floats(0.9, 2.1),  # groups of one layer change their ways between 100% and 200%
@@ -60,6 +61,7 @@ BUDGETS = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(networks(), SCHEMES, GROUPS, BUDGETS, st.integers(0, 3))
 @example(TINY, Scheme(generator="factorized", low_rank=1), "single", 0.8, 0)
+@example(ODD, Scheme(upsample_templates=2), "single", 0.105, 0)
 def test_every_budget_is_kept_used_up_and_read_whole(network, scheme, groups, fraction, seed):
     layers, unshared = network
     if scheme.generator in WHOLE:  # which have no use for more, or several maps

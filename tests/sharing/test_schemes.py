@@ -183,6 +183,7 @@ def test_a_layer_of_its_own_shape_weighs_all_its_templates():
     ("options", "says"),
     [
         ({"generator": "emb", "train_coefficients": False}, "needs generator='wavg'"),
+        ({"coefficient_init": "sparse", "train_coefficients": False}, "would leave all but one"),
         (
             {"allocator": "reference", "coefficient_init": "legendre"},
             "which train, resizes one map",

@@ -189,7 +189,11 @@ def size_group(
     if len(layers) == 1 and draft.maps == 1:  # no other layer reads the rest of the bank
         while math.prod(draft.source(0)) < draft.bank:  # a smaller bank may have another map
             draft.bank = math.prod(draft.source(0))
-    return draft.place(name)
+    placed = draft.place(name)
+    while draft.maps > 1 and placed.unread:  # a few values between two maps of half the bank
+        draft.bank -= placed.unread
+        placed = draft.place(name)
+    return placed
 
 
 def smallest_group(layers: Sequence[LayerSpec], scheme: Scheme) -> int:
