@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from npas.config import CONFIG_FILE, LOG_FILE, RESULT_FILE, canonical_budget, flat, read_config
 from npas.config.renames import modernize
+from npas.utils.checks import require
 from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.json_data import read_json, read_log
 from npas.utils.printing import figure
@@ -32,15 +34,15 @@ log = logging.getLogger(__name__)
 class Run:
     """One run; `metric` is its main metric, `used` its number of trainable parameters."""
 
+    folder: str
     exp: str
     budget: str
     seed: int | None
     status: str
-    metric: str | None
-    value: float | None
-    used: int | None
-    seconds: float | None
-    folder: str
+    metric: str | None = None
+    value: float | None = None
+    used: int | None = None
+    seconds: float | None = None
     result: Mapping[str, Any] | None = None
 
     def cells(self) -> dict[str, str]:
@@ -88,32 +90,20 @@ def read(folder: Path) -> Run:
     """Return the run of a folder; its status is "damaged" if its result cannot be read."""
     named = _FOLDER.fullmatch(folder.name)
     budget, seed = (named["budget"], int(named["seed"])) if named else ("", None)
-    unfinished = Run(
-        folder.parent.name, budget, seed, UNFINISHED, None, None, None, None, folder=str(folder)
-    )
+    unfinished = Run(str(folder), folder.parent.name, budget, seed, UNFINISHED)
     try:
         result = read_json(folder / RESULT_FILE)
         metrics = (result["metrics"] or {}).get("last") or {}
         metric = next(iter(metrics), None)
         asked, used = result["config"].get("budget"), (result["budget"] or {}).get("used")
-        run = Run(
-            result["exp"],
-            str(asked) if asked is not None else budget,
-            result["seed"],
-            result["status"],
-            metric,
-            metrics.get(metric),
-            used,
-            result["wall_s"],
-            str(folder),
-            result,
-        )
-        names, numbers = (run.exp, run.status), (run.seed, run.value, run.used, run.seconds)
-        if not all(isinstance(name, str) for name in names) or not all(
-            number is None or isinstance(number, (int, float)) for number in numbers
-        ):
-            raise ValueError("a field is of another type")
-        return run
+        for key in ("exp", "status"):
+            require(key, result[key], str, "a string")
+        value, seed, seconds = metrics.get(metric), result["seed"], result["wall_s"]
+        for key, number in (("value", value), ("seed", seed), ("used", used), ("wall_s", seconds)):
+            require(key, number, (int, float, NoneType), "a number")
+        budget = budget if asked is None else str(asked)
+        known = Run(str(folder), result["exp"], budget, seed, result["status"], metric, value)
+        return replace(known, used=used, seconds=seconds, result=result)
     except FileNotFoundError:
         return unfinished
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
