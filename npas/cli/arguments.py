@@ -29,6 +29,34 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    options = _parse_flags(arguments, primary)
+    if options.shell_completion:  # its arguments are not keys
+        return options
+    options.overrides = [_accepted(override) for override in options.overrides]
+    options.multirun |= "hydra.mode=MULTIRUN" in options.overrides
+    folders = plugins.config_folders()
+    if options.config_dir is not None:
+        folders.insert(0, Path(options.config_dir).absolute())
+    single = "" if options.multirun else "add -m to run each (a list is written in brackets)"
+    if options.multirun and (options.cfg or options.info):
+        single = "--cfg and --info show a single job"
+    parsed = OverridesParser.create().parse_overrides(options.overrides)
+    named = {override.key_or_group: override.input_line for override in parsed}
+    if {"run", "exp"} <= named.keys():
+        raise ValueError(f"{named['exp']} cannot be combined with run=: set keys, as optim.lr=0.1")
+    for override in parsed:
+        _check(override, single, folders, known)
+    if options.config_dir is not None and not folders[0].is_dir():
+        raise ValueError(f"there is no folder --config-dir {options.config_dir}")
+    if folders:
+        paths = ", ".join(f'"file://{folder}"' for folder in folders)
+        options.overrides.append(f"hydra.searchpath=[{paths}]")
+    return options
+
+
+def _parse_flags(arguments: list[str], primary: str) -> argparse.Namespace:
+    """Parse Hydra's flags, and raise ValueError for those that the command does not support."""
+
     def fail(message: str) -> NoReturn:
         raise ValueError(f"{message}; --help shows examples and --hydra-help the flags")
 
@@ -38,41 +66,15 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
     parser = flags()
     parser.error = fail  # type: ignore[method-assign]
     options = parser.parse_intermixed_args(arguments)
-    if options.shell_completion:  # its arguments are not keys
-        return options
     if options.help or options.hydra_help:
         options.overrides = []
     if not options.cfg and (options.package or options.resolve):
         fail(f"--{'package' if options.package else 'resolve'} needs --cfg")
-    options.overrides = [_accepted(override) for override in options.overrides]
-    options.multirun |= "hydra.mode=MULTIRUN" in options.overrides
     if options.config_path is not None:
         raise ValueError("--config-path is not supported: --config-dir DIR adds a folder of YAMLs")
-    configs = Path(import_module("npas.configs").__path__[0])
-    if (
-        options.config_name not in (None, primary)
-        and (configs / f"{options.config_name}.yaml").exists()
-    ):
-        raise ValueError(
-            f"--config-name {options.config_name} is for another command: leave it out"
-        )
-    folders = plugins.config_folders()
-    if options.config_dir is not None:
-        folders.insert(0, Path(options.config_dir).absolute())
-    one = "" if options.multirun else "add -m to run each (a list is written in brackets)"
-    if options.multirun and (options.cfg or options.info):
-        one = "--cfg and --info show a single job"
-    parsed = OverridesParser.create().parse_overrides(options.overrides)
-    named = {override.key_or_group: override.input_line for override in parsed}
-    if {"run", "exp"} <= named.keys():
-        raise ValueError(f"{named['exp']} cannot be combined with run=: set keys, as optim.lr=0.1")
-    for override in parsed:
-        _check(override, one, folders, known)
-    if options.config_dir is not None and not folders[0].is_dir():
-        raise ValueError(f"there is no folder --config-dir {options.config_dir}")
-    if folders:
-        paths = ", ".join(f'"file://{folder}"' for folder in folders)
-        options.overrides.append(f"hydra.searchpath=[{paths}]")
+    name, configs = options.config_name, Path(import_module("npas.configs").__path__[0])
+    if name not in (None, primary) and (configs / f"{name}.yaml").exists():
+        raise ValueError(f"--config-name {name} is for another command: leave it out")
     return options
 
 
@@ -112,8 +114,8 @@ def _accepted(argument: str) -> str:
     return argument
 
 
-def _check(override: Any, one: str, folders: Sequence[Path], known: Collection[str]) -> None:
-    """Raise ValueError for an invalid override; `one`, if any, says why it must have one value."""
+def _check(override: Any, single: str, folders: Sequence[Path], known: Collection[str]) -> None:
+    """Raise ValueError for an invalid override; `single` says why it must have one value, if so."""
     key, value = override.key_or_group, override.value()
     text = override.input_line.lstrip("+")
     if key.startswith("hydra"):
@@ -128,8 +130,8 @@ def _check(override: Any, one: str, folders: Sequence[Path], known: Collection[s
     if not group and not is_known:
         raise ValueError(unknown_key(key, known))
     if override.is_sweep_override():
-        if one:
-            raise ValueError(f"{text} has several values: {one}")
+        if single:
+            raise ValueError(f"{text} has several values: {single}")
         if override.is_range_sweep() and not getattr(value, "step", 1):
             raise ValueError(f"{text}: the step of a range must not be 0")
     elif group and not override.is_delete() and not isinstance(value, (str, list)):

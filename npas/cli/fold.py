@@ -75,16 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Fold) -> Job:
     """Fold the network of the run's newest checkpoint, evaluate it, draw it and write it."""
-    split, remedy = options.split, "split=test"
-    if options.threshold == AUTO:
-        split, remedy = "val", "give a threshold, as threshold=0.99"
-    experiment = runs.restore_to_measure(
-        options.run, options.device, options.data, split, remedy=remedy
-    )
-    if experiment.allocation is None:
-        raise ValueError(f"{options.run} is of a dense network, which shares no layers to fold")
-    if experiment.config.pruning.method is not None:
-        raise ValueError(f"{options.run} prunes filters: layers with different masks do not fold")
+    experiment = _restore(options)
     from npas.config import config_hash
     from npas.reporting.environment import environment
     from npas.sharing.trained import folding
@@ -132,6 +123,21 @@ def run(options: Fold) -> Job:
     written = [FILE_NAME, "folding.json", "model.safetensors", *["plots"] * bool(drawn)]
     print(f"{out}: {join(written, 'and')}")
     return Job(options.run)
+
+
+def _restore(options: Fold) -> Experiment:
+    """Restore the run, with its data. Raises ValueError for a network that cannot be folded."""
+    split, remedy = options.split, "split=test"
+    if options.threshold == AUTO:
+        split, remedy = "val", "give a threshold, as threshold=0.99"
+    experiment = runs.restore_to_measure(
+        options.run, options.device, options.data, split, remedy=remedy
+    )
+    if experiment.allocation is None:
+        raise ValueError(f"{options.run} is of a dense network, which shares no layers to fold")
+    if experiment.config.pruning.method is not None:
+        raise ValueError(f"{options.run} prunes filters: layers with different masks do not fold")
+    return experiment
 
 
 def _fold(
