@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -165,7 +164,6 @@ def _describe(error: Exception, rank: int, world: int) -> str:
 def result_of(experiment: Experiment, outcome: Outcome) -> Result:
     """Return the result of a training."""
     config, process, found = experiment.config, experiment.process, experiment.grouping
-    start: Any = experiment.start
     plan, task = experiment.allocation, experiment.task
     if plan is None:
         count = sharing.count_parameters(experiment.model)
@@ -201,7 +199,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         search=search,
         parallel=Parallel(process.world, process.nodes, parts, outcome.earlier),
         divergence=divergence,
-        init=start and Init(**start),
+        init=None if experiment.init is None else Init(**experiment.init),
         hub=_hub_commits(config),
         pruning=pruning.found(experiment, budget.used),
         **environment(),

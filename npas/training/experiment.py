@@ -45,7 +45,7 @@ class Experiment:
     stage: str = TRAIN
     grouping: Grouping | None = None  # the search's result
     # The sha256 of the "weights" of `sharing.init`, once read, and what they "became".
-    start: dict[str, str] | None = None
+    init: dict[str, str] | None = None
     unfinished: str | None = None  # how far an unfinished run was trained
     distilled: Learner | None = None  # the task with a teacher
 

@@ -63,7 +63,7 @@ def start(experiment: Experiment) -> None:
         return
     fits = config.sharing.fits and config.budget != DENSE
     if (before := to_resume(config, run_dir(config), experiment.stage)) is not None:
-        experiment.start = before.state.get("start")
+        experiment.init = before.state.get("start")
         if fits:
             plan = Allocation.from_dict(before.state["allocation"])
             install.install(model, plan, config.sharing.recompute)
@@ -79,7 +79,7 @@ def start(experiment: Experiment) -> None:
             done = load_into(model, path) if path is not None else ""
         if done:
             weights = digest if path is None else weights_sum(path)
-            experiment.start = {"weights": weights, "became": done}
+            experiment.init = {"weights": weights, "became": done}
     except ValueError as error:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
     if done:

@@ -99,7 +99,7 @@ class TrainState:
             "allocation": api.allocation(self.model).to_dict() if shares else None,
             "architecture": self.architecture,
             "ranks": self.process.world,
-            "start": self.experiment.start,
+            "start": self.experiment.init,
             "origin": self.origin,
         }
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}

@@ -108,10 +108,10 @@ def test_a_folder_of_weights_and_old_names_of_norms(fresh, tmp_path, begin, spli
         write(folder / "model.safetensors", old)
     ours, said = begin(folder, budget="dense")
     assert equal({name: tensor + 1 for name, tensor in fresh.items()}, ours.model.state_dict())
-    assert "left fresh" not in said and ours.start is not None
+    assert "left fresh" not in said and ours.init is not None
     files = sorted(folder.glob("*.safetensors"))
     expected = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    assert ours.start["weights"] == initial.weights_sum(folder) == expected
+    assert ours.init["weights"] == initial.weights_sum(folder) == expected
 
 
 def test_groups_that_are_in_another_order_are_found_again():
