@@ -49,5 +49,5 @@ def run(options: Report) -> Job:
     with app.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text)
-    app.echo(f"{out}: {len(text.encode()) / 1e6:.1f} MB, opens from disk")
+    app.echo(f"{out}: {len(text.encode()) / 1e6:.2g} MB, opens from disk")
     return Job(options.out)
