@@ -92,8 +92,11 @@ class Task(base.Task):
             train = streams["train"]
             streams["train"], streams["val"] = train.cut(round(len(train) * (1 - fraction)))
         for part, stream in streams.items():
-            if len(stream) <= self.config.length:
-                raise ValueError(f"the {part} part of {self.name} is shorter than task.length")
+            if len(stream) <= (length := self.config.length):
+                raise ValueError(
+                    f"the {part} part of {self.name} has {len(stream):,} tokens, no more than"
+                    f" task.length={length}: use a longer text, or a shorter length"
+                )
         found = size if self.vocabulary is None else len(self.vocabulary)
         if found != size:
             raise ValueError(f"{self.name} has {found} tokens: set task.vocab_size={found}")

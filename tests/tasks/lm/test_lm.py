@@ -250,7 +250,7 @@ def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path):
         ("text", {"vocab_size": 65}, "set task.vocab_size=256"),
         ("text", {"tokenizer": "none.model"}, "none.model is missing"),
         ("text", {"tokenizer": "own/a.txt"}, "is not a SentencePiece model"),
-        ("bins", {"length": 75}, "is shorter than task.length"),
+        ("bins", {"length": 75}, " tokens, no more than task.length=75"),
         ("shakespeare", {"folder": "text"}, "put tinyshakespeare/input.txt there"),
         ("shakespeare", {}, "task.folder=own is not read"),
         ("shakespeare", {"tokenizer": "own.model"}, "read as characters: set task=text"),
@@ -271,7 +271,7 @@ def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path, capsys):
     with pytest.raises(ValueError, match="is not as published"):
         Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()
     words = ["+exp=shakespeare", f"data.root={tmp_path}", "check_data=true"]
-    for verify, line in (("refuse", "is not as published"), ("warn", "is shorter than")):
+    for verify, line in (("refuse", "is not as published"), ("warn", "has 39 tokens")):
         assert plan.main([*words, f"data.verify={verify}"]) == 2
         assert line in capsys.readouterr().err
     task = Task(config, DataConfig(root=str(tmp_path), verify="warn"), seed=0, device=CPU)
