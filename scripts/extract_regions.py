@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npas.tasks.common.files import reason
 from npas.tasks.grounding.region_store import Store
+from npas.utils.files import reason
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +98,8 @@ def extract(arguments: argparse.Namespace) -> int:
     """Extract the images that each split lacks; return the exit code."""
     import torch
 
-    from npas.tasks.common.files import locked
     from npas.tasks.grounding import sets
+    from npas.utils.files import locked
 
     splits = arguments.splits.split(",")
     if not set(splits) <= set(SPLITS):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from npas.cli import app, entry, runs
+from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import SYNTHETIC
 from npas.utils.checks import Ranged
@@ -38,7 +38,7 @@ class Evaluate(Ranged):
     show: Annotated[int, f"[0, {MOST_SHOWN}]"] = 0
     format: Literal["table", "json"] = "table"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    data: runs.Data = field(default_factory=runs.Data)
+    data: experiments.Data = field(default_factory=experiments.Data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Evaluate) -> Job:
     """Print the metrics of the run's newest checkpoint, and draw samples."""
-    experiment = runs.restore_to_measure(
+    experiment = experiments.restore_to_measure(
         options.run, options.device, options.data, options.split, show=options.show > 0
     )
     from npas.sharing.compression.artifact import read_artifact
@@ -66,7 +66,7 @@ def run(options: Evaluate) -> Job:
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))
-    for path in task.write_predictions(options.split, runs.folder_of(options.run)):
+    for path in task.write_predictions(options.split, experiments.folder_of(options.run)):
         app.say(NAME, f"predictions written to {path}")
     _print(options, metrics, experiment.unfinished, shown)
     if not all(map(_is_text, shown)):
@@ -113,7 +113,7 @@ def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], value: 
         title += " on synthetic data"
     if experiment.unfinished:
         title += f" ({experiment.unfinished.partition(';')[0]})"
-    path = runs.folder_of(options.run) / f"show-{options.split}.png"
+    path = experiments.folder_of(options.run) / f"show-{options.split}.png"
     try:
         return picture_page.draw(shown, path, title)
     except OSError as error:

@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from npas.cli import app, entry, runs
+from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import CONFIG_FILE, RESULT_FILE
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: Export) -> Job:
     """Write the newest checkpoint's network, materialized or packed."""
-    experiment = runs.restore(options.run, {"trainer.device": "cpu"})
+    experiment = experiments.restore(options.run, {"trainer.device": "cpu"})
     write = {"artifact": _write_artifact, "hub": _write_hub}.get(options.format, _write_dense)
     for line in (*write(options, experiment), experiment.unfinished):
         if line:
@@ -84,15 +84,17 @@ def _write_dense(options: Export, experiment: Experiment) -> list[str]:
     from npas import sharing
     from npas.sharing.trained import pruning
     from npas.tasks.base import inference_flops
-    from npas.tasks.common.files import replacing
     from npas.training.checkpoint import untied
+    from npas.utils.files import replacing
 
     model, pruned = experiment.model, pruning.has_masks(experiment.model)
     if pruned:
         pruning.shrink(model)
     elif sharing.is_shared(model):
         model = sharing.materialize(model)
-    out = Path(options.out or runs.folder_of(options.run) / "export" / f"model.{options.format}")
+    out = Path(
+        options.out or experiments.folder_of(options.run) / "export" / f"model.{options.format}"
+    )
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
     if experiment.unfinished:
         described["unfinished"] = experiment.unfinished
@@ -153,10 +155,10 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     """Write a folder for the hub in place of an earlier export, beside files of other names."""
     from npas.reporting import hub, results
     from npas.sharing.trained import pruning
-    from npas.tasks.common.files import give_usual_mode
     from npas.utils.checks import join
+    from npas.utils.files import give_usual_mode
 
-    run = runs.folder_of(options.run)
+    run = experiments.folder_of(options.run)
     model, result = experiment.model, None
     with contextlib.suppress(OSError, ValueError):  # an unfinished run has no result
         result = results.read(run)
@@ -202,7 +204,7 @@ def _write_artifact(options: Export, experiment: Experiment) -> list[str]:
 
     config = experiment.config
     packing = replace(config.artifact, **options.packing)
-    out = Path(options.out or runs.folder_of(options.run) / "export" / "artifact.npas")
+    out = Path(options.out or experiments.folder_of(options.run) / "export" / "artifact.npas")
     with app.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         found = write_artifact(experiment.model, out, **packing.keywords, cap=config.cap)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from npas.cli import app, entry, runs
+from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import LOG_FILE
 from npas.reporting.folds import FILE_NAME
@@ -59,7 +59,7 @@ class Fold(Ranged):
     split: Literal["test", "val"] = "test"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     out: str | None = None
-    data: runs.Data = field(default_factory=runs.Data)
+    data: experiments.Data = field(default_factory=experiments.Data)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,9 +80,9 @@ def run(options: Fold) -> Job:
     from npas.reporting.environment import environment
     from npas.sharing.trained import folding
     from npas.sharing.trained.layer_similarity import similarity
-    from npas.tasks.common.files import write_whole
+    from npas.utils.files import write_whole
 
-    config, task, folder = experiment.config, experiment.task, runs.folder_of(options.run)
+    config, task, folder = experiment.config, experiment.task, experiments.folder_of(options.run)
     out = Path(options.out or folder / f"fold-{options.threshold}")
     matrices = [group.to_dict() for group in similarity(experiment.model)]
     if not matrices:
@@ -130,7 +130,7 @@ def _restore(options: Fold) -> Experiment:
     split, remedy = options.split, "split=test"
     if options.threshold == AUTO:
         split, remedy = "val", "give a threshold, as threshold=0.99"
-    experiment = runs.restore_to_measure(
+    experiment = experiments.restore_to_measure(
         options.run, options.device, options.data, split, remedy=remedy
     )
     if experiment.allocation is None:
@@ -224,7 +224,7 @@ def _logged(run: str) -> list[dict[str, Any]]:
     last = find_checkpoint(Path(run)).progress.step
     return [
         {"epoch": record["epoch"], "similarity": record["similarity"]}
-        for record in read_log(runs.folder_of(run) / LOG_FILE)
+        for record in read_log(experiments.folder_of(run) / LOG_FILE)
         if "similarity" in record and record["step"] <= last
     ]
 

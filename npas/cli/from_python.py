@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
-from npas.cli import app, arguments, runs
+from npas.cli import app, arguments, experiments
 from npas.cli import train as command
 from npas.config import Config
 from npas.config.renames import modernize
@@ -69,7 +69,7 @@ def check(config: Sequence[str] | Mapping[str, Any] | Config) -> Config:
     if isinstance(config, Config):
         return command.as_started(config)
     if isinstance(config, Mapping):
-        return command.as_started(runs.check(modernize(dict(config))))
+        return command.as_started(experiments.check(modernize(dict(config))))
     args = [str(argument) for argument in config]
     if flags := [a for a in args if a.startswith("-") and not a.startswith("--config-dir")]:
         raise ValueError(f"{flags[0]} is for the command line only: npas.train runs one training")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from npas import config as schema
-from npas.cli import app, entry, runs
+from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import Config
 from npas.config.typed import convert
@@ -56,7 +56,7 @@ def check(raw: dict[str, Any]) -> Plan:
     """Check the config and the command's own keys. Raises ValueError."""
     form = convert(raw.pop("format"), Format, "format")
     reads = convert(raw.pop("check_data"), bool, "check_data")
-    return Plan(runs.check_arguments(raw), form, reads)
+    return Plan(experiments.check_arguments(raw), form, reads)
 
 
 def run(plan: Plan) -> Job:
@@ -68,7 +68,7 @@ def run(plan: Plan) -> Job:
 
     config, is_json = plan.config, plan.format == "json"
     if not is_json:
-        runs.warn_of_ignored(NAME, config)
+        experiments.warn_of_ignored(NAME, config)
     task = build_task(config)
     network = config.model
     if getattr(network, "pretrained", None):  # counts and shapes need no weights
@@ -96,7 +96,7 @@ def run(plan: Plan) -> Job:
         found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
-        print(runs.plan_text(model, allocation))
+        print(experiments.plan_text(model, allocation))
         for note in _notes(allocation) if allocation is not None else []:
             print(f"note: {note}")
         named = {"sharing.init": config.sharing.weights, "distill.teacher": config.distill.teacher}
@@ -105,7 +105,7 @@ def run(plan: Plan) -> Job:
                 print(f"note: {key}={path} does not exist yet")
         if errors is not None:
             print(errors.table())
-        print(runs.artifact_text(taken, config))
+        print(experiments.artifact_text(taken, config))
         print(f"inference: {flops:,} FLOPs per input (2 per multiply-add), for any budget")
         if left is not None:
             print(left)

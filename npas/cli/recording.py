@@ -31,14 +31,13 @@ from npas.reporting.results import (
     Split,
 )
 from npas.sharing.compression.artifact import read_artifact, write_artifact
-from npas.tasks.common import files
 from npas.training import Experiment, Outcome, pruning
 from npas.training.checkpoint import Checkpoints, Progress
 from npas.training.meter import Diverged
 from npas.training.metrics import measure
 from npas.training.preparation import advise_on_memory
 from npas.training.state import load_weights
-from npas.utils import signals
+from npas.utils import files, signals
 from npas.utils.packing import Artifact
 from npas.utils.processes import Refused
 

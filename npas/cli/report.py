@@ -39,7 +39,7 @@ def run(options: Report) -> Job:
     """Write the page atomically."""
     from npas.reporting import report
     from npas.reporting.run_index import results_root
-    from npas.tasks.common.files import write_whole
+    from npas.utils.files import write_whole
 
     results, runs = (Path(name) if name else None for name in (options.results, options.runs))
     if results is None and runs is None:

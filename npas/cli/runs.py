@@ -1,178 +1,184 @@
-"""Check configs and restore stored runs, for all commands."""
+"""List, compare and delete runs.
 
-from __future__ import annotations
+  npas-runs                                       all below runs/
+  npas-runs exp=digits budget=0.1,0.25 status=done optim.lr=0.1 sort=-value
+  npas-runs root=results/runs format=csv          or json
+  npas-runs compare DIR DIR                       config, metrics, curves
+  npas-runs clean status=failed,damaged           asks first; yes=true does not
 
-import contextlib
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+A filter names a column (exp, budget, seed, status, metric, value, used,
+seconds, folder) or any key of a run's config. An `unfinished` run has no
+result: it is being trained or was killed.
+Exit code 0: done, 1: not all were deleted, 2: invalid arguments.
+"""
+
+# Neither torch nor Hydra is imported, so that listing a thousand runs takes less than a second.
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from npas import config as schema
+import npas
 from npas.cli import app
-from npas.config import CONFIG_FILE, Config, read_config
-from npas.utils.checks import join
+from npas.config import CONFIG_FILE
+from npas.reporting import run_index
+from npas.reporting.run_index import COLUMNS, Run
+from npas.utils.printing import columns
 
-log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from npas.sharing import Allocation
-    from npas.training import Experiment
-    from npas.training.checkpoint import Progress
+NAME = "npas-runs"
+OPTIONS = {"root": "runs", "sort": "", "format": "table", "yes": "false"}
+FORMATS = ("table", "csv", "json")
+POINTS = 10  # of a curve, at most
 
 
-@dataclass(frozen=True)
-class Data:
-    """The data of a stored run; by default as in the run's config."""
-
-    root: str | None = None
-    download: bool | None = None
-
-
-def check(raw: Mapping[str, Any]) -> Config:
-    """Check a complete config. Raises ValueError, if possible before torch is imported."""
-    schema.load_config(raw)
-    from npas.training.experiment import check as check_families
-
-    return check_families(raw)
-
-
-def check_arguments(raw: dict[str, Any]) -> Config:
-    """Check a composed command line. Raises ValueError.
-
-    `run=DIR` (or a YAML file) reads a stored config, and other arguments change single keys of it.
-    Logs a line if that makes it another run than the one in the folder.
-    """
-    run = raw.pop("run", None)
-    if run is None:
-        return check(raw)
-    file = Path(str(run))
-    file = file / CONFIG_FILE if file.is_dir() else file
-    stored, folder = read_config(file), file.parent
-    if isinstance(stored.get("exp"), str) and folder.absolute().parent.name == stored["exp"]:
-        deep = folder if len(folder.parts) > 2 else folder.absolute()
-        stored["run_root"] = str(deep.parent.parent)
-    # These keys hold for one command only.
-    stored |= {key: raw[key] for key in ("resume", "force", "verbose", "dry_run")}
-    _change(stored, raw)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run npas-runs and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(args):
+        print((__doc__ or "").rstrip())
+        return 0
+    if "--version" in args:
+        print(f"npas {npas.__version__}")
+        return 0
     try:
-        config = check(stored)
+        with app.one_line_messages(NAME):
+            if args[:1] == ["compare"]:
+                _compare(args[1:])
+            elif args[:1] == ["clean"]:
+                return _clean(args[1:])
+            else:
+                _list(args)
     except ValueError as error:
-        raise ValueError(f"run={run}: {error}") from None
-    if schema.run_dir(config).absolute() != folder.absolute():
-        new = schema.run_dir(config)
-        log.info("run=%s: with these settings it is another run: %s", run, new)
-    return config
+        app.say(NAME, str(error))
+        return 2
+    except KeyboardInterrupt:
+        app.say(NAME, "interrupted: nothing more is deleted")
+        return 130
+    return 0
 
 
-def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
-    """Copy the keys set on the command line from the composed to the stored config."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    overrides = list(HydraConfig.get().overrides.task)
-    for override in OverridesParser.create().parse_overrides(overrides):
-        *above, leaf = override.key_or_group.split(".")
-        value, node = composed, stored
-        for name in above:
-            value, node = value.get(name, {}), node.setdefault(name, {})
-        if override.is_delete() or isinstance(value.get(leaf), dict):
-            raise ValueError(
-                f"{override.input_line} cannot be combined with run=: set keys, as optim.lr=0.1"
-            )
-        if leaf in value:  # not `run` itself, which was removed
-            node[leaf] = value[leaf]
+def _parse(args: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return a command's options and the filters. Raises ValueError for malformed arguments."""
+    options = {key: OPTIONS[key] for key in own}
+    wanted: dict[str, str] = {}
+    for arg in args:
+        key, equals, value = arg.partition("=")
+        if not equals or not key or not value:
+            raise ValueError(f"{arg!r} is not key=value: see {NAME} --help")
+        (options if key in options else wanted)[key] = value
+    return options, wanted
 
 
-def folder_of(run: str) -> Path:
-    """Return a run's folder, given the folder, its checkpoints or one of them."""
-    path = Path(run)
-    return next((p.parent for p in (path, path.parent) if p.name == "checkpoints"), path)
+def _select(root: str, wanted: dict[str, str]) -> list[Run]:
+    """Return the runs below a folder that match the filters. Raises ValueError."""
+    runs = run_index.collect(Path(root))
+    run_index.check_keys(runs, wanted)
+    return run_index.select(runs, wanted)
 
 
-def restore(run: str, changes: Mapping[str, Any]) -> Experiment:
-    """Build the experiment of a run's folder or checkpoint, with its trained weights.
-
-    `changes` replaces keys that do not affect the result, by full name; None changes nothing. The
-    experiment's `unfinished` is set if the run was not trained to its end.
-    """
-    from npas.training import build
-    from npas.training.state import load_weights, trained_checkpoint
-
-    checkpoint = trained_checkpoint(Path(run))
-    raw = checkpoint.state["config"]
-    for key, value in changes.items():
-        assert schema.is_excluded(key)
-        node, _, leaf = key.rpartition(".")
-        target = raw.setdefault(node, {}) if node else raw
-        if value is not None and isinstance(target, dict):  # `check` refuses other values
-            target[leaf] = value
-    experiment = build(check(raw), checkpoint.grouping, stored=checkpoint.state)
-    load_weights(experiment.model, checkpoint)
-    experiment.unfinished = _unfinished(folder_of(run), checkpoint.progress, experiment)
-    return experiment
+def _list(args: Sequence[str]) -> None:
+    options, wanted = _parse(args, ("root", "sort", "format"))
+    if options["format"] not in FORMATS:
+        raise ValueError(f"format must be {', '.join(FORMATS)}, got {options['format']!r}")
+    runs = _select(options["root"], wanted)
+    if options["sort"]:
+        runs = run_index.order(runs, options["sort"])
+    if options["format"] == "json":
+        app.echo(
+            json.dumps([{key: getattr(run, key) for key in COLUMNS} for run in runs], indent=1)
+        )
+    elif options["format"] == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([COLUMNS, *([getattr(run, key) for key in COLUMNS] for run in runs)])
+        app.echo(text.getvalue().rstrip("\n"))
+    else:
+        _print(runs)
 
 
-def _unfinished(folder: Path, progress: Progress, experiment: Experiment) -> str | None:
-    """Describe how far an unfinished run was trained; None for a finished one."""
-    from npas.reporting import results
-
-    status = "done"
-    with contextlib.suppress(ValueError, OSError):  # a run in training has no result
-        status = results.read(folder).status
-    step, epoch, epochs = progress.step, progress.epoch, experiment.config.epochs
-    if status == "done" and progress.is_over(experiment.config):
-        return None
-    ended = "" if status == "done" else f"; the run's status is {status}"
-    return f"unfinished: weights after step {step}, {epoch} of {epochs} epochs done{ended}"
+def _print(runs: Sequence[Run]) -> None:
+    rows = [COLUMNS, *([*run.cells().values()] for run in runs)]
+    for line in columns(rows, right=(2, 5, 6, 7)) if runs else ():
+        app.echo(line)
+    app.echo(f"{len(runs)} runs" if len(runs) != 1 else "1 run")
 
 
-def restore_to_measure(
-    run: str, device: str, data: Data, split: str, remedy: str = "split=test", show: bool = False
-) -> Experiment:
-    """Build a run's experiment with its trained weights and read its data."""
-    from npas.tasks.base import has_pictures
-
-    changes = {"trainer.device": device, "data.root": data.root, "data.download": data.download}
-    try:
-        experiment = restore(run, changes)
-    except ValueError as error:  # the commands' own key is `device`
-        raise ValueError(str(error).replace("trainer.device", "device")) from None
-    if split == "val" and not experiment.task.has_validation:
-        fraction = experiment.config.data.val_fraction
-        raise ValueError(f"the run held no data out (data.val_fraction={fraction}): {remedy}")
-    if show and not has_pictures(experiment.task):
-        raise ValueError(f"{experiment.task.name} has no pictures to show: leave show out")
-    experiment.task.setup()
-    return experiment
-
-
-def warn_of_ignored(command: str, config: Config) -> None:
-    """Warn of settings that have no effect, a line for each reason."""
-    by_reason: dict[str, list[str]] = {}
-    for key, reason in schema.ignored(config).items():
-        by_reason.setdefault(reason, []).append(key)
-    for reason, keys in by_reason.items():
-        app.say(command, f"warning: {join(keys, 'and')} ignored: {reason}")
+def _compare(args: Sequence[str]) -> None:
+    if len(args) != 2:
+        raise ValueError(f"compare takes two folders of runs: {NAME} compare DIR DIR")
+    runs = [run_index.read(Path(folder)) for folder in args]
+    for run, folder in zip(runs, args, strict=True):
+        if run.result is None and not Path(folder, CONFIG_FILE).exists():
+            raise ValueError(f"{folder} holds no run: name a run's folder")
+    _print(runs)
+    ours, theirs = (run.config() for run in runs)
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    _side_by_side("config", {key: (ours.get(key), theirs.get(key)) for key in keys})
+    last = [((run.result or {}).get("metrics") or {}).get("last") or {} for run in runs]
+    _side_by_side(
+        "metrics", {key: (last[0].get(key), last[1].get(key)) for key in {**last[0], **last[1]}}
+    )
+    curves = [run_index.curves(run) for run in runs]
+    for name in (name for name in curves[0] if name in curves[1]):
+        steps = sorted(curves[0][name].keys() & curves[1][name].keys())
+        chosen = steps[:: -(-len(steps) // POINTS) or 1]
+        chosen += steps[-1:] if chosen[-1:] != steps[-1:] else []
+        _side_by_side(
+            f"{name} at",
+            {str(step): (curves[0][name][step], curves[1][name][step]) for step in chosen},
+        )
 
 
-def artifact_text(taken: int, config: Config) -> str:
-    """Describe the size of a network's artifact and its limit."""
-    packing, cap = config.artifact, config.cap
-    text = f"artifact {taken:,} bytes before compression ({packing.description})"
-    if cap is None:
-        return text
-    expected = packing.expected_ratio
-    return f"{text} of {cap:,}{f' x {expected:g} expected' if expected > 1 else ''}"
+def _side_by_side(heading: str, pairs: dict[str, tuple[object, object]]) -> None:
+    def shown(value: object) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+
+    if pairs:
+        rows = [
+            [heading, "first", "second"],
+            *([key, *map(shown, pair)] for key, pair in pairs.items()),
+        ]
+        app.echo("")
+        for line in columns(rows, right=()):
+            app.echo(line)
 
 
-def plan_text(model: nn.Module, allocation: Allocation | None) -> str:
-    """Describe a network's allocation, or a dense network."""
-    if allocation is not None:
-        return allocation.table()
-    from npas.sharing import count_parameters
+def _clean(args: Sequence[str]) -> int:
+    """Delete runs after asking, except those being trained; return the exit code."""
+    from npas.utils import files
 
-    return f"dense network: {count_parameters(model):,} parameters, nothing shared"
+    options, wanted = _parse(args, ("root", "yes"))
+    if options["yes"] not in ("true", "false"):
+        raise ValueError(f"yes must be true or false, got {options['yes']!r}")
+    if not wanted:
+        raise ValueError("clean needs a filter, as status=failed: without one it would delete all")
+    runs = _select(options["root"], wanted)
+    _print(runs)
+    if not runs:
+        return 0
+    if options["yes"] == "false":
+        if not sys.stdin.isatty():
+            raise ValueError("clean asks on a terminal only: yes=true deletes without asking")
+        if input(f"delete these {len(runs)} folders? [y/N] ").strip().lower() not in ("y", "yes"):
+            app.echo("nothing was deleted")
+            return 0
+    deleted = 0
+    for run in runs:
+        folder = Path(run.folder)
+        try:
+            if folder.is_symlink() or folder.parent.is_symlink():
+                raise ValueError("is behind a symbolic link")
+            with files.locked(folder.with_name(f".{folder.name}.lock"), wait=False):
+                if not run_index.select([run_index.read(folder)], wanted):
+                    raise ValueError("has changed since it was listed")
+                shutil.rmtree(folder)
+            deleted += 1
+        except BlockingIOError:
+            app.say(NAME, f"{folder} is being trained: not deleted")
+        except (ValueError, OSError) as error:
+            app.say(NAME, f"{folder} {files.reason(error)}: not deleted")
+    app.echo(f"deleted {deleted} of {len(runs)}")
+    return 0 if deleted == len(runs) else 1

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
-from npas.cli import app, entry, runs
+from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import Config
 from npas.utils import processes, signals
@@ -55,7 +55,7 @@ def keys() -> set[str]:
 
 def check(raw: dict[str, Any]) -> Config:
     """Check all that needs neither data nor a network. Raises ValueError."""
-    config = as_started(runs.check_arguments(raw))
+    config = as_started(experiments.check_arguments(raw))
     if config.budget != schema.DENSE and not config.sharing.fits:
         from npas.sharing.planning import check_options
         from npas.training.experiment import plan_keywords
@@ -172,7 +172,7 @@ def _run_here(config: Config, folder: Path) -> Job:
             experiment = build(config, grouping)
         with process.together():
             prepare(experiment)
-        runs.warn_of_ignored(NAME, config)
+        experiments.warn_of_ignored(NAME, config)
         if (mode := mode_of(config)) != config.wandb.mode:
             app.say(NAME, f"WANDB_MODE={mode} overrules wandb.mode={config.wandb.mode}")
         app.echo(_describe(experiment))
@@ -189,7 +189,7 @@ def _dry_run(config: Config, folder: Path) -> Job:
     data = dataclasses.replace(config.data, download=False)  # a download would write files
     experiment = build(dataclasses.replace(config, data=data))
     prepare(experiment)
-    runs.warn_of_ignored(NAME, config)
+    experiments.warn_of_ignored(NAME, config)
     app.echo(_describe(experiment))
     line = one_step(experiment)
     app.echo(f"dry run: {line}; nothing was written, the run would be {folder}")
@@ -256,7 +256,7 @@ def _describe(experiment: Experiment) -> str:
     """Describe the training to come: the allocation, or the search for groups."""
     config, lines = experiment.config, []
     if experiment.stage == "train":
-        lines.append(runs.plan_text(experiment.model, experiment.allocation))
+        lines.append(experiments.plan_text(experiment.model, experiment.allocation))
         if config.pruning.method is not None:
             from npas.sharing import count_parameters
             from npas.training import pruning
@@ -275,7 +275,7 @@ def _describe(experiment: Experiment) -> str:
         from npas.sharing import price
 
         taken = price(experiment.model, experiment.allocation, config.artifact)
-        lines.append(runs.artifact_text(taken, config))
+        lines.append(experiments.artifact_text(taken, config))
     if "=" in (arithmetic := experiment.batch_arithmetic()):
         lines.append(f"batch    {arithmetic}")
     if experiment.task.source == schema.SYNTHETIC:

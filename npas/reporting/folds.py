@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from npas.reporting.markdown import grid
-from npas.tasks.common.files import reading
+from npas.utils.files import reading
 from npas.utils.json_data import read_json
 
 FILE_NAME = "fold.json"

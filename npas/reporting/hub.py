@@ -24,8 +24,8 @@ from npas.sharing import Allocation
 from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
 from npas.sharing.runtime.guards import FILE_KEY
 from npas.sharing.runtime.storage import WEIGHTS_FILE, make_folder
-from npas.tasks.common.files import reason
 from npas.utils.checks import path_of
+from npas.utils.files import reason
 from npas.utils.printing import figure
 
 CARD, CONFIG = "README.md", "config.json"

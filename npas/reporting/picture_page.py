@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from npas.tasks.base import Picture, Shown
-from npas.tasks.common.files import replacing
 from npas.tasks.imagenet.transforms import to_rgb
+from npas.utils.files import replacing
 
 # Pixels: the largest picture, the gap between pictures, the page's margin, and a picture's frame.
 WIDTH, HEIGHT, GAP, EDGE, FRAME = 220, 180, 16, 24, 3

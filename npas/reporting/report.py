@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from npas.reporting import by_budget, markdown, run_index
 from npas.reporting.markdown import Page, plain, slug
-from npas.tasks.common.files import reading
+from npas.utils.files import reading
 from npas.utils.json_data import read_json
 from npas.utils.printing import figure as with_unit
 

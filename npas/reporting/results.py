@@ -19,8 +19,8 @@ from typing import Any
 from npas.config import HASH_EXCLUDED, RECIPE_VERSION, RESULT_FILE, flat
 from npas.config.renames import modernize_result
 from npas.reporting.environment import Hardware
-from npas.tasks.common.files import write_whole
 from npas.utils.budget import BudgetReport, PruningReport
+from npas.utils.files import write_whole
 from npas.utils.git import Git
 from npas.utils.json_data import decode, finite, read_json
 from npas.utils.packing import Artifact

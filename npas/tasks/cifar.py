@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks.classification import Part, Recipe, Resident
 from npas.tasks.common import checksums, download
-from npas.tasks.common.files import locked, reading
 from npas.tasks.common.unpickle import unpickle
 from npas.utils.checks import Ranged
+from npas.utils.files import locked, reading
 
 PIXELS = 3 * 32 * 32
 # Means and standard deviations of the channels, from the Wide ResNet authors.

@@ -24,7 +24,8 @@ from npas.config import DataConfig
 from npas.models import InputSpec
 from npas.tasks.base import Batch
 from npas.tasks.classification import Classification, hold_out
-from npas.tasks.common import files, synthetic_text, tokenization
+from npas.tasks.common import synthetic_text, tokenization
+from npas.utils import files
 from npas.utils.checks import Ranged
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}

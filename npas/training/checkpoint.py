@@ -28,8 +28,8 @@ from torch import Tensor
 from npas.config import CONFIG_FILE, Config
 from npas.config.renames import modernize
 from npas.tasks.common.checksums import sha256
-from npas.tasks.common.files import give_usual_mode
 from npas.training.grouping import Grouping, from_dict
+from npas.utils.files import give_usual_mode
 from npas.utils.json_data import decode, read_json
 
 log = logging.getLogger(__name__)

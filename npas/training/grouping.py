@@ -8,7 +8,7 @@ from typing import Any
 
 from npas.config import GROUPS_FILE
 from npas.config.typed import build
-from npas.tasks.common.files import write_whole
+from npas.utils.files import write_whole
 from npas.utils.json_data import read_json
 from npas.utils.rng import derive_key
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from npas.config import DENSE, LOG_FILE
 from npas.sharing.trained.layer_similarity import similarity
-from npas.tasks.common.files import write_whole
 from npas.training.grouping import TRAIN
 from npas.training.meter import Diverged, peak_memory_bytes
 from npas.training.metrics import Norms, norms_at_divergence
 from npas.training.state import ID_FILE, TrainState
 from npas.training.tracking import Wandb, mode_of
+from npas.utils.files import write_whole
 from npas.utils.git import git_state
 from npas.utils.json_data import finite, read_log
 from npas.utils.progress import Bar

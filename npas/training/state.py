@@ -28,7 +28,6 @@ from npas.config import (
 )
 from npas.sharing import Allocation, api
 from npas.sharing.runtime import install
-from npas.tasks.common.files import write_whole
 from npas.training.averaging import AveragedWeights, restoring
 from npas.training.checkpoint import (
     Checkpoint,
@@ -40,6 +39,7 @@ from npas.training.checkpoint import (
 from npas.training.experiment import Experiment
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.meter import Meter
+from npas.utils.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from npas.config import Config
 from npas.sharing import api, is_shared
 from npas.tasks.base import Batch, Task
 from npas.tasks.common.checksums import bytes_of
-from npas.tasks.common.files import locked, reason, replacing
 from npas.training.distributed import Process
+from npas.utils.files import locked, reason, replacing
 from npas.utils.progress import track
 
 OF_EACH = ("class", "cell", "text", "span")  # outputs that do not depend on the rest of a batch

@@ -1,1 +1,1 @@
-"""Helpers for all packages: budgets, JSON, random numbers, git, signals, processes, printing."""
+"""Helpers for all packages: budgets, files, JSON, random numbers, git, signals, processes."""

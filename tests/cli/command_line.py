@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from npas.cli import evaluate, export, fold, plan, report, run_list, table, train
+from npas.cli import evaluate, export, fold, plan, report, runs, table, train
 
 COMMANDS = {
     "npas-train": train.main,
@@ -11,7 +11,7 @@ COMMANDS = {
     "npas-export": export.main,
     "npas-fold": fold.main,
     "npas-table": table.main,
-    "npas-runs": run_list.main,
+    "npas-runs": runs.main,
     "npas-report": report.main,
 }
 

@@ -7,7 +7,7 @@ import pytest
 from command_line import SMALL
 from safetensors.torch import load_file
 
-from npas.cli import fold, runs, train
+from npas.cli import experiments, fold, train
 from npas.models import InputSpec, wrn
 from npas.sharing.trained.folding import load_folded
 
@@ -57,7 +57,7 @@ def test_a_run_folds_into_loops_and_says_what_it_costs(run, soft):
     }
 
     network = load_folded(out, wrn.build(wrn.Config(depth=22, width=0.5), InputSpec((1, 8, 8), 10)))
-    task = runs.restore(str(soft), {"trainer.device": "cpu"}).task
+    task = experiments.restore(str(soft), {"trainer.device": "cpu"}).task
     task.setup()
     assert task.evaluate(network, "test") == record["metrics"]["folded"]
     stored = load_file(out / "model.safetensors")  # every weight once

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import npas
 from npas import models
-from npas.cli import runs, train
+from npas.cli import experiments, train
 from npas.reporting import results
 from npas.tasks.common import synthetic_text
 
@@ -33,7 +33,7 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path, monke
         "data.root=data  # +exp=digits budget=0.5,",
     ):
         assert words in card.text
-    experiment = runs.restore(str(trained), {"trainer.device": "cpu"})
+    experiment = experiments.restore(str(trained), {"trainer.device": "cpu"})
     again = npas.load(folder, models.build(experiment.config.model, experiment.task.spec))
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(again.eval()(x), experiment.model.eval()(x))
@@ -96,7 +96,7 @@ def test_what_shares_nothing_is_a_plain_network(run, trained, tmp_path, words, s
     assert not (folder / "export/hub/allocation.json").exists()
     text = (folder / "export/hub/README.md").read_text()
     assert said in text and how in text
-    experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
+    experiment = experiments.restore(str(folder), {"trainer.device": "cpu"})
     model = models.build(experiment.config.model, experiment.task.spec)
     state = load_file(folder / "export/hub/model.safetensors")
     exec(how, {"npas": npas, "model": model, "state": state})

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import npas
 from npas import models
-from npas.cli import runs
+from npas.cli import experiments
 from npas.reporting import results
 
 PRUNED = (*SMALL, "pruning=hrank", "pruning.amount=0.5", "pruning.batches=1")
@@ -40,7 +40,7 @@ def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(run, bu
     state = load_file(folder / "export" / "model.safetensors")
     assert not any("kept" in name or "npas" in name for name in state)
 
-    experiment = runs.restore(str(folder), {"trainer.device": "cpu"})
+    experiment = experiments.restore(str(folder), {"trainer.device": "cpu"})
     config, spec = experiment.config.model, experiment.task.spec
     network = npas.sharing.resize(models.build(config, spec), state)
     assert npas.count_parameters(network) == planned["pruning"]["exported"]

@@ -15,7 +15,7 @@ from command_line import SMALL
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from npas.cli import runs, train
+from npas.cli import experiments, train
 from npas.models import InputSpec, bert, family
 from npas.reporting import results
 from npas.tasks import digits
@@ -61,7 +61,7 @@ def test_a_fine_tuned_network_needs_no_pretrained_one_again(run, tmp_path, arch,
     reported = results.read(folder).metrics
     assert answer.code == 0, answer.err
     assert reported is not None and json.loads(answer.out) == reported.last
-    restored = runs.restore(str(folder), {"trainer.device": "cpu"}).model
+    restored = experiments.restore(str(folder), {"trainer.device": "cpu"}).model
     assert restored.config.hidden_act == "relu"
     answer = run("npas-export", f"run={folder}")
     assert answer.code == 0, answer.err
@@ -81,7 +81,7 @@ def test_an_export_is_the_plain_network_with_the_same_outputs(run, trained):
         config = wrn.Config(**json.loads(file.metadata()["model"]))
     dense = wrn.build(config, InputSpec((1, 8, 8), 10))
     dense.load_state_dict(load_file(out))
-    shared = runs.restore(str(trained), {"trainer.device": "cpu"}).model
+    shared = experiments.restore(str(trained), {"trainer.device": "cpu"}).model
     x = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(dense.eval()(x), shared.eval()(x))
@@ -93,7 +93,7 @@ def test_an_onnx_export_has_the_same_outputs_for_any_batch(run, trained):
 
     answer = run("npas-export", f"run={trained}", "format=onnx", "out=net.onnx")
     assert answer.code == 0 and not answer.err, answer.err
-    shared = runs.restore(str(trained), {"trainer.device": "cpu"}).model.eval()
+    shared = experiments.restore(str(trained), {"trainer.device": "cpu"}).model.eval()
     session = onnxruntime.InferenceSession("net.onnx")
     for batch in (1, 3):
         x = torch.randn(batch, 1, 8, 8)

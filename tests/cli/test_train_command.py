@@ -12,7 +12,7 @@ from cifar_files import write_cifar
 from command_line import SMALL
 from omegaconf import OmegaConf
 
-from npas.cli import runs, train
+from npas.cli import experiments, train
 from npas.config import config_hash, run_dir
 from npas.reporting import results
 from npas.sharing import BudgetReport
@@ -40,7 +40,7 @@ def test_a_run_leaves_what_the_design_says_and_nothing_else(trained):
     assert [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [path.name for path in trained.parent.parent.iterdir()] == ["digits"]
     stored = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
-    config = runs.check(stored)
+    config = experiments.check(stored)
     assert run_dir(config) == trained and result.config_hash == config_hash(config)
 
 

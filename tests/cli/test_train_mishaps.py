@@ -14,7 +14,7 @@ from npas.config import run_dir
 from npas.reporting import results
 from npas.reporting.compose import compose
 from npas.tasks import digits
-from npas.tasks.common.files import locked
+from npas.utils.files import locked
 from npas.utils.signals import Preempted
 
 WORDS = ("npas-train", *SMALL, "budget=0.5")
@@ -105,7 +105,7 @@ def test_a_run_root_that_cannot_hold_runs_is_named(run, root):
         ("npas.training.train", OSError(errno.ENOSPC, NO_SPACE)),
         ("npas.training.train", SafetensorError(f"I/O error: {NO_SPACE}")),
         ("npas.reporting.results.write", OSError(errno.ENOSPC, NO_SPACE)),
-        ("npas.tasks.common.files.write_whole", OSError(errno.ENOSPC, NO_SPACE)),
+        ("npas.utils.files.write_whole", OSError(errno.ENOSPC, NO_SPACE)),
     ],
 )
 def test_a_full_disk_is_one_line_and_the_run_has_failed(run, folder, monkeypatch, what, error):
@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_line_and_the_run_has_failed(run, folder, monkeypatch
         assert results.read(folder).status == "failed"
     assert answer.err == f"npas-train: failed: {said}\n"
     assert not list(folder.glob("*.tmp"))
-    if what == "npas.tasks.common.files.write_whole":
+    if what == "npas.utils.files.write_whole":
         assert run(*WORDS).code == 0
 
 
@@ -147,7 +147,7 @@ def test_a_stop_that_a_library_turns_into_another_error_is_still_a_stop(
         except Preempted:
             raise AttributeError("what a library makes of it") from None
 
-    monkeypatch.setattr("npas.cli.runs.check", check)
+    monkeypatch.setattr("npas.cli.experiments.check", check)
     answer = run("npas-train")
     assert answer.code == 75
     assert answer.err == "npas-train: stopped by a signal; the same command resumes the run\n"
@@ -176,6 +176,6 @@ def test_ctrl_c_ends_the_program_that_called_the_command(run, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(10)
 
-    monkeypatch.setattr("npas.cli.runs.check", check)
+    monkeypatch.setattr("npas.cli.experiments.check", check)
     with pytest.raises(KeyboardInterrupt):
         run("npas-train")

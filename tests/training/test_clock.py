@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from npas.cli.runs import restore
+from npas.cli.experiments import restore
 from npas.sharing.trained import pruning
 from npas.training import build, metrics, train
 from npas.training.state import TrainState

@@ -10,7 +10,7 @@ from torch import nn
 from trained import log, same
 
 import npas
-from npas.cli.runs import restore
+from npas.cli.experiments import restore
 from npas.models._cnn import initialize
 from npas.sharing.layout.allocator import allocate
 from npas.training import build

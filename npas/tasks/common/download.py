@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from npas.tasks.common import checksums
-from npas.tasks.common.files import locked, reading, replacing
+from npas.utils.files import locked, reading, replacing
 from npas.utils.progress import track
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from npas.models import _hub
 from npas.tasks.common import tokenization
-from npas.tasks.common.files import reading
+from npas.utils.files import reading
 from npas.utils.progress import track
 
 BERT_BATCH = 64  # texts

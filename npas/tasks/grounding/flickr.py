@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from npas.tasks.common.files import reading
 from npas.tasks.grounding.phrases import ODD_PHRASES, SPLITS, Box, Image, Phrase, Reading
+from npas.utils.files import reading
 from npas.utils.progress import track
 
 FOLDER = "flickr30k_entities"

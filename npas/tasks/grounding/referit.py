@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from npas.tasks.common.files import reading
 from npas.tasks.common.unpickle import unpickle
 from npas.tasks.grounding.phrases import SPLITS, Box, Image, Phrase, Reading
+from npas.utils.files import reading
 
 FOLDER = "refclef"
 PUBLISHED_IMAGES = 19_997  # of all splits

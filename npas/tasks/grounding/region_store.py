@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from npas.tasks.common.files import reading, reason, replacing
+from npas.utils.files import reading, reason, replacing
 
 MADE_BY = "made_by"  # the file attribute with the settings
 

@@ -17,8 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from npas.tasks.common.files import reading
 from npas.tasks.grounding.phrases import MOST_MISSING, Image
+from npas.utils.files import reading
 
 BOX_WIDTHS = (4, 9, 12)  # possible counts of numbers after the features; the last 4 are the box
 _AGAIN = "extract the regions' features again with scripts/extract_regions.py, or put CITE's there"

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from npas.tasks.common import files
 from npas.tasks.imagenet.folder import Folder
+from npas.utils import files
 
 PER_SHARD = 1000  # images; about 110 MB
 PACKING = "classes.json"

@@ -23,13 +23,13 @@ from npas.tasks import base
 from npas.tasks.base import Batch, Metrics
 from npas.tasks.classification import SPLIT_SEED, Classification, generate_images
 from npas.tasks.common import checksums, workers
-from npas.tasks.common.files import temporary
 from npas.tasks.common.measure import measure
 from npas.tasks.imagenet import shards
 from npas.tasks.imagenet.folder import Folder
 from npas.tasks.imagenet.transforms import Crops, decode
 from npas.utils import rng
 from npas.utils.checks import Ranged
+from npas.utils.files import temporary
 
 log = logging.getLogger(__name__)
 

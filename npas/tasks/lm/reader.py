@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common.files import reading
+from npas.utils.files import reading
 
 HEADER_BYTES = 256 * 4
 MAGIC, VERSION = 20240520, 1

@@ -24,12 +24,12 @@ from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, Picture, Shown
 from npas.tasks.common.checksums import Comparison, sha256
 from npas.tasks.common.download import fetch
-from npas.tasks.common.files import listed
 from npas.tasks.common.measure import measure, measuring
 from npas.tasks.lm import reader, vocabulary
 from npas.tasks.lm.reader import Stream
 from npas.utils import rng
 from npas.utils.checks import Ranged
+from npas.utils.files import listed
 
 SHAKESPEARE = Path("tinyshakespeare/input.txt")
 SHAKESPEARE_URL = (

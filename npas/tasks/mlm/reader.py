@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common.files import listed, reading
 from npas.tasks.common.tokenization import Tokenizer
+from npas.utils.files import listed, reading
 from npas.utils.progress import track
 
 LINES = 1024  # tokenized at once

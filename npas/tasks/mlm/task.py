@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, Metrics
-from npas.tasks.common import files, synthetic_text, tokenization
+from npas.tasks.common import synthetic_text, tokenization
 from npas.tasks.common.measure import measure
 from npas.tasks.mlm import reader
-from npas.utils import rng
+from npas.utils import files, rng
 from npas.utils.checks import Ranged
 
 EVAL_BATCH = 32

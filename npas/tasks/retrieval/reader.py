@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common.files import reading
+from npas.utils.files import reading
 
 PER_IMAGE = 5  # sentences
 AT_ONCE = 64  # images that `check` reads at once

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npas.tasks.common.files import reading
 from npas.tasks.common.word_vectors import split
+from npas.utils.files import reading
 
 NONE, START, END, UNKNOWN = SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MARKS = 2  # start and end

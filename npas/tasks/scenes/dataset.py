@@ -17,10 +17,11 @@ from typing import Annotated, Any
 import torch
 
 from npas.tasks import base
-from npas.tasks.common import checksums, files
-from npas.tasks.common.files import temporary
+from npas.tasks.common import checksums
 from npas.tasks.scenes.world import Difficulty
+from npas.utils import files
 from npas.utils.checks import Ranged
+from npas.utils.files import temporary
 
 WORLD = 1  # version: increment if the same keys give other content
 

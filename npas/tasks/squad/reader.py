@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npas.tasks.common.files import reading
+from npas.utils.files import reading
 
 
 @dataclass(frozen=True)

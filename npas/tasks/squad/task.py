@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from npas.models import InputSpec
 from npas.tasks.base import Batch, Metrics
-from npas.tasks.common import checksums, download, files, synthetic_text, tokenization
+from npas.tasks.common import checksums, download, synthetic_text, tokenization
 from npas.tasks.common.measure import fill, measuring
 from npas.tasks.squad import decode, metrics, reader, windows
-from npas.utils import rng
+from npas.utils import files, rng
 from npas.utils.checks import Ranged
 
 log = logging.getLogger(__name__)

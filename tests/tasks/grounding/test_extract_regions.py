@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import detection
 
-from npas.tasks.common import files
 from npas.tasks.grounding import sets
 from npas.tasks.grounding.regions import Regions
 from npas.tasks.scenes import Difficulty, write_flickr30k
+from npas.utils import files
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "extract_regions.py"
 WORDS = ("flickr30k", "--weights=none", "--size=64", "--most=6", "--splits=test")

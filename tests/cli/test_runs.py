@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from npas.tasks.common import files
+from npas.utils import files
 
 
 @pytest.fixture

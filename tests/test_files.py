@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from npas.tasks.common.files import give_usual_mode, locked, reason
+from npas.utils.files import give_usual_mode, locked, reason
 
 
 def test_a_lock_removes_its_file_and_folders_and_a_stale_file_does_not_block(tmp_path):
