@@ -50,6 +50,10 @@ def check_arguments(raw: dict[str, Any]) -> Config:
     if run is None:
         return check(raw)
     file = Path(str(run))
+    if file.is_dir() and (of := folder_of(str(run))) != file:
+        raise ValueError(f"run={run}: name the run's folder, {of} (resume= takes a checkpoint)")
+    if file.is_file() and file.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"run={run}: name the run's folder, or its {CONFIG_FILE}")
     file = file / CONFIG_FILE if file.is_dir() else file
     stored, folder = read_config(file), file.parent
     if isinstance(stored.get("exp"), str) and folder.absolute().parent.name == stored["exp"]:

@@ -67,6 +67,8 @@ def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, 
         ("run=moved", "moved/config.yaml cannot be read"),
         ("run=list.yaml", "list.yaml must be a mapping of keys"),
         ("run=empty.yaml", "empty.yaml must be a mapping of keys"),
+        ("run=FOLDER/result.json", "result.json: name the run's folder, or its config.yaml"),
+        ("run=FOLDER/checkpoints/step-1", "name the run's folder, FOLDER (resume= takes a"),
         ("run=FOLDER optim=adam_simnet", "optim=adam_simnet cannot be combined with run="),
         ("run=FOLDER +exp=digits", "+exp=digits cannot be combined with run="),
         ("run=FOLDER model.depht=3", "run=FOLDER: unknown key 'model.depht': did you mean"),
@@ -77,6 +79,8 @@ def test_invalid_configs_to_start_from(run, folder, asked, arguments, line):
     """A stored config is checked as any."""
     Path("list.yaml").write_text("- 1\n")
     Path("empty.yaml").touch()
+    (folder / "result.json").write_text("{}")
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
     if arguments.startswith("lr: "):
         edit(folder, "lr", arguments.removeprefix("lr: "))
         arguments = "run=FOLDER"
