@@ -87,7 +87,7 @@ def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(run_small, 
     for now in ({}, {"pruning": keys | {"amount": 0.75}}):
         again = build(small(exp="again", sharing=start, **now))
         prepare(again)
-        assert again.start is not None and "fresh" not in again.start["became"]
+        assert again.init is not None and "fresh" not in again.init["became"]
         torch.testing.assert_close(again.model.eval()(images), expected)
     assert widths(again.model) == [4, 8, 16]
     train(again, tmp_path / "more")
@@ -95,7 +95,7 @@ def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(run_small, 
     run_small("whole", epochs=1)
     fresh = build(small(exp="fresh", sharing={"init": str(tmp_path / "whole")}, pruning=keys))
     prepare(fresh)
-    assert fresh.start is not None and "fresh" not in fresh.start["became"]
+    assert fresh.init is not None and "fresh" not in fresh.init["became"]
 
 
 @pytest.mark.parametrize(
