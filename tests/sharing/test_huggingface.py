@@ -219,7 +219,7 @@ def trainer(model, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [bert, gpt2])
 def test_the_trainer_trains_saves_and_resumes(build, tmp_path):
-    model = npas.share(build(), 0.4)
+    model = npas.share(build(), 0.4, generator="wavg")
     spared = [
         name for name, p in model.named_parameters() if name in npas.sharing.no_decay_names(model)
     ]
@@ -235,7 +235,7 @@ def test_the_trainer_trains_saves_and_resumes(build, tmp_path):
     assert set(stored) <= set(model.state_dict()) and "npas_bank_0" in stored
     assert torch.equal(bank(npas.load(checkpoint, build())), stored["npas_bank_0"])
 
-    other = npas.share(build(), 0.4, seed=5)
+    other = npas.share(build(), 0.4, generator="wavg", seed=5)
     trainer(other, tmp_path).train(resume_from_checkpoint=str(checkpoint))
     for name, value in other.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
