@@ -3,7 +3,6 @@
 A layer's weight is generated once per pass; `reading.py` decides which are generated together.
 """
 
-import itertools
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -73,6 +72,7 @@ class WeightPass:
         self._dtypes: dict[int, tuple[torch.dtype, str]] = {}  # and the device type if it rounds
         self._readers: dict[int, BankReader] = {}
         self._alphas: dict[str, Tensor] = {}
+        self._made: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}  # not read yet
         self._weights: dict[Key, Tensor] = {}
         self._versions: dict[Key, int] = {}
         self._passing: weakref.WeakValueDictionary[Key, Tensor] = weakref.WeakValueDictionary()
@@ -177,13 +177,9 @@ class WeightPass:
         ):
             if group not in self._readers:
                 self._readers[group] = BankReader(bank_P, self._pool)
-            reader, mixed = self._readers[group], []
+            made = self._values(batch, self._readers[group], mixed_dtype)
             alphas = [self._alpha(rows) for rows in batch.alphas]
-            made = iter(reader.weights(batch.blocks, alphas, mixed_dtype))
-            for part in batch.parts or (batch,):
-                own = [*itertools.islice(made, len(part.layers))]
-                alphas = [self._alpha(rows) for rows in part.alphas]
-                mixed += reader.mix(own, part.blocks, alphas, self._read)
+            mixed = self._readers[group].mix(made, batch.blocks, alphas, self._read)
             for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
                 if self._is_kept:  # matmul depends on it
@@ -197,6 +193,22 @@ class WeightPass:
             self._made_of[key] = versions(*self._inputs(index))
             return weight
         return self._weights[index, dtype]
+
+    def _values(self, batch: Batch, reader: BankReader, dtype: torch.dtype) -> list[Tensor]:
+        """Return the values of a batch's layers, made together with all of its set.
+
+        Each batch gets its autograd node when it is read: backward runs late nodes first, and nodes
+        made with the set's first batch would collect the gradients of all its layers.
+        """
+        version = versions(self._bank(batch.layers[0]))
+        found = [self._made.pop((i, dtype, version), None) for i in batch.layers]
+        if any(values is None for values in found):  # the first of its set
+            whole = batch.made_with or batch
+            alphas = [self._alpha(rows) for rows in whole.alphas]
+            made = dict(zip(whole.layers, reader.weights(whole.blocks, alphas, dtype), strict=True))
+            found = [made.pop(i) for i in batch.layers]
+            self._made |= {(i, dtype, version): values for i, values in made.items()}
+        return [values for values in found if values is not None]
 
     def _batch(self, index: int) -> Batch:
         """Return the batch that a layer is generated in: with recompute, the layer alone."""

@@ -24,7 +24,7 @@ A larger block reads its templates less often, but holds all its gradients at on
 LARGEST_BATCH = 1 << 20
 """The most weights of small blocks that share an autograd node, to save the cost of nodes."""
 LARGEST_SET = 1 / 2
-"""The largest part of the network that is generated at once to read its templates only once."""
+"""The largest part of the network whose values are computed at once to read its templates once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +45,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Layers that are generated together, in blocks.
+    """Layers that have one autograd node, in blocks.
 
     The blocks' rows index the coefficients `alphas`. None among these are the scales, for layers
-    that do not mix. If there are `parts`, each has its own autograd node.
+    that do not mix. `made_with` is the set of all layers whose values are computed at once with
+    these, None if there are no others.
     """
 
     layers: list[int]
     blocks: tuple[Block | HashedBlock, ...]
     alphas: tuple[Rows | None, ...]
-    parts: tuple[Batch, ...] = ()
+    made_with: Batch | None = None
 
 
 class Reading:
@@ -125,9 +126,10 @@ class Reading:
             g, layer = self.places[layers[0]]
             many = max(1, int(largest // layer.size))
             if len(layers) > many:
-                blocks = [layers[at : at + many] for at in range(0, len(layers), many)]
-                parts = tuple(self._batch([block]) for block in blocks)
-                made.append(replace(self._batch([layers]), parts=parts))
+                whole = self._batch([layers])
+                for at in range(0, len(layers), many):
+                    part = self._batch([layers[at : at + many]])
+                    made.append(replace(part, made_with=whole))
                 continue
             kind = g, layers[0] in self.low
             batch = last.get(kind)
