@@ -4,9 +4,10 @@
 
 By default a group's share is proportional to its size. The first trial trains with this split, on
 nine tenths of the training data. Each further trial doubles or halves the weight of one group, and
-keeps it if the loss on the held-out tenth falls. The search ends after `--trials` runs or when no
-change helps, and prints the best override. Trials are ordinary runs: the same command skips those
-that are done. The total cost is trials x `epochs`.
+keeps it if the loss on the held-out tenth falls; weights that change no bank (a group gets at least
+its largest layer) are passed over. The search ends after `--trials` runs or when no change helps,
+and prints the best override. Trials are ordinary runs: the same command skips those that are done.
+The total cost is trials x `epochs`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from npas.cli.from_python import check
 from npas.reporting.compose import planned
 
 HELD_OUT = "data.val_fraction=0.1"
+SMALLEST = 1 / 64  # weight that is tried, and the inverse of the largest
 
 
 def override(weights: dict[str, float]) -> str:
@@ -28,19 +30,24 @@ def override(weights: dict[str, float]) -> str:
     return f"sharing.group_weights={{{given}}}" if given else "sharing.group_weights=null"
 
 
-def trial(overrides: Sequence[str], weights: dict[str, float]) -> float:
-    """Train with one split; return its held-out loss, infinite if infeasible or diverged."""
+def banks(overrides: Sequence[str], weights: dict[str, float]) -> dict[str, int] | None:
+    """Return the size of each group's bank, None if a group would get too little."""
     try:
         plan = planned(*overrides, override(weights))
-    except ValueError as error:  # a group gets too little
+    except ValueError as error:
         print(f"not feasible  {override(weights)}  ({error})", flush=True)
-        return float("inf")
+        return None
+    return {group.name: group.used for group in plan.groups}
+
+
+def trial(overrides: Sequence[str], weights: dict[str, float], sizes: dict[str, int]) -> float:
+    """Train with one split; return its held-out loss, infinite if it diverged."""
     result = npas.train([*overrides, HELD_OUT, override(weights)])
-    if result.metrics is None:
+    loss = result.metrics.last["val/loss"] if result.metrics is not None else None
+    if loss is None:
         return float("inf")
-    loss = result.metrics.last["val/loss"]
-    banks = ", ".join(f"{group.name} {group.used:,}" for group in plan.groups)
-    print(f"{loss:.4f}  {override(weights)}  ({banks})", flush=True)
+    shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    print(f"{loss:.4f}  {override(weights)}  ({shown})", flush=True)
     return loss
 
 
@@ -52,15 +59,21 @@ def search(overrides: Sequence[str], trials: int) -> tuple[dict[str, float], flo
             f"there is one group, {names[0]}: set sharing.groups, as to type or depth:2"
         )
     best = dict.fromkeys(names, 1.0)
-    lowest, left = trial(overrides, best), trials - 1
+    sizes = banks(overrides, best)
+    assert sizes is not None  # it was planned above
+    lowest, seen = trial(overrides, best, sizes), [sizes]
     for step in (2.0, 2**0.5):
         for name in names[1:]:  # only ratios count: the first weight is fixed
             for factor in (step, 1 / step):
-                before = lowest
-                while left:
-                    tried = {**best, name: best[name] * factor}
-                    left -= 1
-                    loss = trial(overrides, tried)
+                before, weight = lowest, best[name]
+                while len(seen) < trials and SMALLEST < (weight := weight * factor) < 1 / SMALLEST:
+                    tried = {**best, name: weight}
+                    if (sizes := banks(overrides, tried)) is None:
+                        break
+                    if sizes in seen:
+                        continue
+                    seen.append(sizes)
+                    loss = trial(overrides, tried, sizes)
                     if loss >= lowest:
                         break
                     best, lowest = tried, loss

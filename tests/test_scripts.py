@@ -48,8 +48,8 @@ def test_the_page_of_keys_is_what_the_dataclasses_say():
 def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
     words = ["+exp=digits", "sharing.groups=type", "budget=0.2"]
 
-    def loss(overrides, weights):  # least where linear layers get a quarter of the weight
-        tried.append(weights)
+    def loss(overrides, weights, sizes):  # least where linear layers get a quarter of the weight
+        tried.append(sizes)
         return 1 + abs(math.log2(4 * weights["linear"]))
 
     for trials, found in ((2, 1), (3, 0.5), (9, 0.25)):
@@ -57,8 +57,17 @@ def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
             patched.setattr(split_budget, "trial", loss)
             tried = []
             best, lowest = split_budget.search(words, trials)
-        assert best == {"conv2d": 1, "linear": found} and lowest == loss([], best)
+        assert best == {"conv2d": 1, "linear": found} and lowest == loss([], best, {})
         assert len(tried) <= trials + 1  # this line's own call among them
+        assert all(sizes not in tried[:i] for i, sizes in enumerate(tried))  # no split twice
+    with monkeypatch.context() as patched:  # linear layers have a floor: most weights do nothing
+        patched.setattr(
+            split_budget, "banks", lambda _, w: {"linear": max(9, int(4 * w["linear"]))}
+        )
+        patched.setattr(split_budget, "trial", lambda _, __, sizes: tried.append(sizes) or 1.0)
+        tried = []
+        split_budget.search(words, 4)
+    assert [sizes["linear"] for sizes in tried] == [9, 16, 11]
     assert split_budget.main([*words[:1], "budget=0.2"]) == 2
     assert "there is one group, all: set sharing.groups" in capsys.readouterr().err
     assert split_budget.main([*words[1:], "bogus=1"]) == 2
