@@ -124,6 +124,8 @@ def _refuse_difference(task: Task) -> None:
 
 def _notes(allocation: Allocation) -> list[str]:
     """Return notes on known weaknesses of a plan, with what does better."""
+    from npas.sharing.generators.bases import BASES
+    from npas.sharing.generators.hashing import HASH
     from npas.sharing.runtime.reading import Reading
 
     notes, layers = [], allocation.layers
@@ -136,12 +138,12 @@ def _notes(allocation: Allocation) -> list[str]:
             " (docs/choosing.md)"
         )
     for group in allocation.groups:
-        own = [layer for layer in group.layers if layer.kind in EMBEDDINGS]
-        size = sum(layer.size for layer in own)
-        if 0 < size <= FEW * allocation.budget.allowed and len(own) < len(group.layers):
+        own = [layer for layer in group.layers if layer.kind in EMBEDDINGS and layer.templates]
+        size = sum(layer.size for layer in own if layer.upsampler not in (HASH, *BASES))
+        if 0 < size <= FEW * allocation.budget.allowed:
             notes.append(
-                f"{own[0].name} shares a bank with matrices: on text it did better to leave"
-                f" embeddings out ({size:,} parameters), sharing=no_embeddings"
+                f"{own[0].name} reads templates: on text it did better to leave embeddings out"
+                f" ({size:,} parameters), sharing=no_embeddings"
             )
     return notes
 

@@ -60,9 +60,13 @@ def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
         assert "note:" not in run(*words, better).out
     assert "note:" not in run("npas-plan", "budget=dense").out
     text = ("npas-plan", "+exp=shakespeare", "budget=0.25")
-    assert "note: tokens.weight shares a bank with matrices" in run(*text).out
+    for words in ([], ["sharing.groups=type"]):
+        assert (
+            "note: tokens.weight reads templates: on text it did better" in run(*text, *words).out
+        )
+    assert "note:" not in run(*text, "sharing.generator=hash").out
     assert "note:" not in run(*text, "sharing=no_embeddings").out
-    assert "shares a bank with" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
+    assert "reads templates" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
     assert "note: sharing.init=foo does not exist yet" in run("npas-plan", "sharing.init=foo").out
 
 
