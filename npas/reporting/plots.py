@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COLOURS = 10  # of lines, before they repeat
 VECTORS = {  # what was clustered, by method
     "learned": "what the layers mix by (coefficients or embeddings)",
     "gradient": "how the layers' gradients agree with the others'",
@@ -91,7 +92,10 @@ def against_parameters(
         titled = figure.suptitle if with_bytes else all_axes[0].set_title
         titled(table.title, fontsize="medium")
 
-    return draw(stem, table.name, (11.0 if with_bytes else 6.4, 4.2), paint)
+    width = (11.0 if with_bytes else 6.4) + (
+        3.0 if len(next(iter(panels.values()))) > COLOURS else 0
+    )
+    return draw(stem, table.name, (width, 4.2), paint)
 
 
 against_bytes_too = functools.partial(against_parameters, with_bytes=True)
@@ -121,8 +125,9 @@ def paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool = True
     for i, (series, values) in enumerate(points.items()):
         counts, means, spreads, diverged = zip(*sorted(values), strict=True)
         across = [i] if is_single else counts
-        bars = axes.errorbar(across, means, yerr=spreads, marker="o", capsize=3, label=series)
-        if len(means) == 1 and few and not is_single:  # a baseline
+        marker = "osv^D"[i // COLOURS % 5]  # since colours repeat
+        bars = axes.errorbar(across, means, yerr=spreads, marker=marker, capsize=3, label=series)
+        if len(means) == 1 and (few or series == "dense network") and not is_single:  # a baseline
             axes.axhline(means[0], color=bars.lines[0].get_color(), linestyle=":")
         crosses += [x for x, has_diverged in zip(across, diverged, strict=True) if has_diverged]
     if crosses:
@@ -136,7 +141,10 @@ def paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool = True
         axes.set_xscale("log")
         axes.set_xlabel(name)
     if has_legend and (crosses or not is_single):
-        axes.legend(fontsize="small" if len(points) > 6 else None)
+        if len(points) > COLOURS:  # would cover the lines
+            axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        else:
+            axes.legend(fontsize="small" if len(points) > 6 else None)
     axes.grid(alpha=0.3)
 
 
