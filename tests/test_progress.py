@@ -69,6 +69,20 @@ def test_a_training_prints_lines_where_it_cannot_show_a_bar(monkeypatch):
     assert stream.getvalue().count("\n") == 2 and "\x1b" not in stream.getvalue()
 
 
+def test_the_time_left_ends_with_the_clock_of_a_limited_training(monkeypatch):
+    for most_s, left in ((100, "5 s"), (8, "3 s"), (2, "0 s")):
+        monkeypatch.setattr(sys, "stderr", stream := Stream(False))
+        with progress.Bar("loss 0.1", 10, lines=True, most_s=most_s) as bar:
+            for _ in range(5):
+                bar.advance()
+        assert stream.getvalue() == f"step 5/10  loss 0.1  {left} left\n"
+    monkeypatch.setattr(sys, "stderr", stream := Stream(True))
+    with progress.Bar("loss 0.1", 10**6, most_s=30) as bar:
+        for _ in range(5):
+            bar.advance()
+    assert "0:00:2" in stream.getvalue() and "days" not in stream.getvalue()
+
+
 def test_a_notebook_shows_it_in_place(monkeypatch):
     seen = []
     handle = types.SimpleNamespace(update=seen.append)

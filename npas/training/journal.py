@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -75,10 +76,11 @@ class Journal:
     """Record one training within a `with` block; only the main process writes.
 
     The log continues after its first `progress.logged` lines; later ones are dropped. The W&B run
-    is `progress.wandb_id`, by default the folder's earlier one or a new one.
+    is `progress.wandb_id`, by default the folder's earlier one or a new one. `most_s` limits the
+    training's time, including earlier parts; None means no limit.
     """
 
-    def __init__(self, state: TrainState, steps_per_epoch: int) -> None:
+    def __init__(self, state: TrainState, steps_per_epoch: int, most_s: float | None) -> None:
         self.experiment, self.state = state.experiment, state
         is_shared = self.experiment.allocation is not None
         assert is_shared or state.config.budget == DENSE, "prepare shares a fit"
@@ -87,7 +89,8 @@ class Journal:
         self.log: Any = None
         self.wandb: Wandb | None = None
         steps, is_main = self.experiment.epochs * steps_per_epoch, state.process.is_main
-        self.bar = Bar("", steps, state.progress.step, lines=is_main)
+        left_s = math.inf if most_s is None else most_s - state.elapsed_s()
+        self.bar = Bar("", steps, state.progress.step, lines=is_main, most_s=left_s)
 
     def __enter__(self) -> Journal:
         if not self.state.process.is_main:

@@ -54,9 +54,9 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
     progress, meter, resumed_at = state.progress, state.meter, state.progress.step
     every, save_every = config.trainer.log_every, config.trainer.checkpoint_every
-    journal = Journal(state, steps_per_epoch)
-    vote = StopVote(process, progress.elapsed_s, state.elapsed_s)
     most_s = config.trainer.max_seconds if measures else None
+    journal = Journal(state, steps_per_epoch, most_s)
+    vote = StopVote(process, progress.elapsed_s, state.elapsed_s)
     all_steps = config.epochs * steps_per_epoch  # of the whole schedule
 
     def is_over() -> bool:  # by the clock; whatever is left to prune gets one step more

@@ -87,7 +87,7 @@ def open_journal(config, run_dir, logged=0, wandb_id=None, rank=0):
     experiment.process = Process(rank, 1 + rank, torch.device("cpu"))
     state = TrainState(experiment, build_optimizer(experiment.model, config.optim), run_dir)
     state.progress.logged, state.progress.wandb_id = logged, wandb_id
-    return Journal(state, steps_per_epoch=5)
+    return Journal(state, steps_per_epoch=5, most_s=None)
 
 
 def report(journal, step, **figures):

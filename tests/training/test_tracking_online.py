@@ -31,7 +31,7 @@ config = compose("budget=dense", "trainer.device=cpu", "wandb.artifacts=true", *
 experiment = build(config)
 state = TrainState(experiment, build_optimizer(experiment.model, config.optim), Path("run"))
 state.progress.logged = asked["logged"]
-with Journal(state, steps_per_epoch=5) as journal:
+with Journal(state, steps_per_epoch=5, most_s=None) as journal:
     for step in asked["steps"]:
         state.progress.step = step
         journal.report({"train/loss": 1 / step})
