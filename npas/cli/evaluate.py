@@ -3,7 +3,7 @@
 npas-eval run=runs/digits/budget-0.1_seed-0_1f0c2a9b
 npas-eval run=runs/wrn_cifar100/... split=val data.root=/data format=json
 npas-eval run=runs/... artifact=runs/.../artifact.npas   # the quantized network, read back
-npas-eval run=runs/simnet_scenes/... show=16          # and show-test.png in the run's folder
+npas-eval run=runs/digits/... show=16                 # and show-test.png in the run's folder
 npas-eval run=runs/shakespeare/... show=5             # and prints continuations of five texts
 """
 
@@ -93,7 +93,7 @@ def _print(
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
     for sample in texts if len(texts) == len(shown) else ():
-        print(f"\n--- {sample.heading!r} continues:")
+        print(f"\n--- {sample.heading!r}:")
         print(*(picture.caption for picture in sample.pictures), sep="\n")
 
 

@@ -138,7 +138,7 @@ def restore_to_measure(
     run: str, device: str, data: Data, split: str, remedy: str = "split=test", show: bool = False
 ) -> Experiment:
     """Build a run's experiment with its trained weights and read its data."""
-    from npas.tasks.base import has_pictures
+    from npas.tasks.base import has_examples
 
     changes = {"trainer.device": device, "data.root": data.root, "data.download": data.download}
     try:
@@ -148,8 +148,8 @@ def restore_to_measure(
     if split == "val" and not experiment.task.has_validation:
         fraction = experiment.config.data.val_fraction
         raise ValueError(f"the run held no data out (data.val_fraction={fraction}): {remedy}")
-    if show and not has_pictures(experiment.task):
-        raise ValueError(f"{experiment.task.name} has no pictures to show: leave show out")
+    if show and not has_examples(experiment.task):
+        raise ValueError(f"{experiment.task.name} has no samples to show: leave show out")
     experiment.task.setup()
     return experiment
 

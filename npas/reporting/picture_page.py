@@ -157,7 +157,8 @@ def _picture(picture: Picture) -> Image.Image:
             image = to_rgb(file)
     except Exception:  # a damaged file may raise anything, and must not cost the page
         drawn = Image.new("RGB", (WIDTH, HEIGHT), GREY)
-        text = textwrap.fill(f"{picture.image.name}\ncannot be read", 24)
+        name = getattr(picture.image, "name", "the image")
+        text = textwrap.fill(f"{name}\ncannot be read", 24)
         ImageDraw.Draw(drawn).text((GAP, GAP), text, fill=INK, font=_font(CAPTION))
     else:
         scale = min(WIDTH / image.width, HEIGHT / image.height)

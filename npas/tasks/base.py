@@ -6,6 +6,7 @@ import abc
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -64,7 +65,7 @@ class Picture(NamedTuple):
     The key of a box is "truth" or "chosen", its value (left, top, right, bottom) in pixels.
     """
 
-    image: Path | None  # None, or a missing file: only the caption is shown
+    image: Path | BytesIO | None  # a file or its content; None: only the caption is shown
     caption: str
     boxes: Mapping[str, tuple[float, float, float, float]] = {}
     right: bool | None = None  # whether the network was right; None: does not apply
@@ -75,6 +76,12 @@ class Shown(NamedTuple):
 
     heading: str
     pictures: Sequence[Picture]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Return up to `wanted` of the numbers below `count`, evenly spread."""
+    wanted = min(count, wanted)
+    return [i * count // wanted for i in range(wanted)]
 
 
 class Learner(Protocol):
@@ -227,18 +234,18 @@ class Task(abc.ABC):
         return inputs
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return up to `count` samples of "val" or "test" with the network's outputs, to be drawn.
+        """Return up to `count` samples of "val" or "test" with the network's outputs.
 
-        The samples do not depend on the network. Raises ValueError for a task without pictures.
+        The samples do not depend on the network. Raises ValueError for a task without them.
         """
-        raise ValueError(f"{self.name} has no pictures to show: leave show out")
+        raise ValueError(f"{self.name} has no samples to show: leave show out")
 
     def write_predictions(self, split: str, folder: Path) -> list[Path]:
         """Write predictions of the last `evaluate` in the official format; return the paths."""
         return []
 
 
-def has_pictures(task: Task) -> bool:
+def has_examples(task: Task) -> bool:
     """Return whether a task implements `examples`."""
     return type(task).examples is not Task.examples
 

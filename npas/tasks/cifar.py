@@ -26,6 +26,18 @@ RECIPES = {
     10: Recipe((125.3, 123.0, 113.9), (63.0, 62.1, 66.7), padding=4, flip=True, cutout=16),
     100: Recipe((129.3, 124.1, 112.4), (68.2, 65.4, 70.4), padding=4, flip=True, cutout=16),
 }
+NAMES = {  # as in the archives
+    10: "airplane automobile bird cat deer dog frog horse ship truck",
+    100: """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm""",
+}
 # Of the archives; the author published md5 checksums, which can be forged.
 SHA256 = {
     10: "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
@@ -64,6 +76,10 @@ class Task(Resident):
         self.name, self.spec = f"cifar{config.classes}", InputSpec((3, size, size), config.classes)
         self.label_smoothing, self.sha256 = config.label_smoothing, SHA256[config.classes]
         self.compared = checksums.Comparison(self.data.verify)
+
+    @property
+    def class_names(self) -> list[str]:
+        return NAMES[self.config.classes].split()
 
     @cached_property
     def published(self) -> Any:

@@ -9,6 +9,7 @@ Dimensions: N images in the set, B in the batch, H x W pixels, C channels, K cla
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.tasks.base import Batch, Metrics, Task, outputs
-from npas.tasks.common.measure import measure
+from npas.tasks.base import Batch, Metrics, Picture, Shown, Task, outputs, spread
+from npas.tasks.common.measure import measure, measuring
 from npas.utils import rng
 
 SPLIT_SEED = 0  # held-out parts are the same for every run
@@ -32,6 +33,11 @@ class Classification(Task):
     label_smoothing = 0.0  # of the training loss only
     eval_batch = 250  # small enough that each of many ranks gets some batches
 
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class; its number where the data name none."""
+        return [str(label) for label in range(self.spec.num_classes)]
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy, and 100 times the number of correct predictions."""
         logits_BK = outputs(model, self.preprocess(batch.inputs))[0].float()
@@ -42,7 +48,11 @@ class Classification(Task):
 
     def test_batch(self, part: Any, own: slice) -> tuple[Any, Tensor]:
         """Return the network's inputs for some samples of a part, and their labels, B, int64."""
-        raise AssertionError("implemented by subclasses that do not override evaluate")
+        raise AssertionError("implemented by subclasses")
+
+    def show_input(self, part: Any, index: int) -> tuple[str, BytesIO | None]:
+        """Return a heading for a sample of a part, and its image, if it has one."""
+        raise AssertionError("implemented by subclasses")
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Measure accuracy in percent and mean loss on "val" or "test"."""
@@ -58,6 +68,23 @@ class Classification(Task):
         counted_E2 = measure(model, count, len(firsts), 2, rank, world, self.device)
         right, loss = counted_E2.sum(0).tolist()
         return {"accuracy": 100 * right / len(part), "loss": loss / len(part)}
+
+    def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
+        """Return samples with the most likely class, its probability, and the label if wrong."""
+        part, names, shown = self.parts[split], self.class_names, []
+        with measuring(model) as device:
+            for index in spread(len(part), count):
+                batch = Batch(*self.test_batch(part, slice(index, index + 1)), 1).to(device)
+                if not len(batch.targets):  # a damaged image
+                    continue
+                probability_K = outputs(model, batch.inputs)[0][0].float().softmax(0)
+                found, label = int(probability_K.argmax()), int(batch.targets[0])
+                caption = f"{names[found]} ({100 * float(probability_K[found]):.0f}%)"
+                if found != label:
+                    caption += f", not {names[label]}"
+                heading, image = self.show_input(part, index)
+                shown.append(Shown(heading, [Picture(image, caption, right=found == label)]))
+        return shown
 
 
 @dataclass(frozen=True)
@@ -164,6 +191,14 @@ class Resident(Classification):
 
     def test_batch(self, part: Part, own: slice) -> tuple[Tensor, Tensor]:
         return to_nchw(self._normalized(part.images[own])), part.labels[own]
+
+    def show_input(self, part: Part, index: int) -> tuple[str, BytesIO]:
+        from PIL import Image
+
+        pixels_HWC = part.images[index] * (255 // (self.levels - 1))
+        file = BytesIO()
+        Image.fromarray(pixels_HWC.squeeze(2).cpu().numpy()).save(file, "PNG")
+        return f"image {index:,}", file
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:

@@ -211,6 +211,14 @@ class Task(tokenization.TextTask, Classification):
             )
         return found | self.tokenizer.line()
 
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.classes)
+
+    def show_input(self, part: Part, index: int) -> tuple[str, None]:
+        ids = part.ids_NL[index][: int(part.length_N[index])].tolist()
+        return self.tokenizer.inner.decode(ids, skip_special_tokens=True), None
+
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         return Batch(*self.test_batch(self.parts["train"], index_B), len(index_B))
 

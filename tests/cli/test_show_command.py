@@ -1,4 +1,4 @@
-"""npas-eval draws what a network answers into the run's folder, where the task has pictures."""
+"""npas-eval shows samples with a network's outputs, on a page in the run's folder or as texts."""
 
 import json
 import shutil
@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from npas.reporting import results
-from npas.tasks import digits
+from npas.tasks import classification, digits
 from npas.tasks.base import Picture, Shown
 
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """Let the digits have pictures; return the parts and counts that were asked for."""
+    """Replace the samples of the digits; return the parts and counts that were asked for."""
     calls = []
     image = tmp_path / "image.png"
     Image.new("RGB", (8, 8), "#e0c080").save(image)
@@ -46,11 +46,12 @@ def test_a_page_goes_to_the_runs_folder_beside_the_metrics(run, trained, asked):
     assert after == before | {page: page.read_bytes()}  # nothing of the run has changed
 
 
-def test_a_task_without_pictures_is_refused_before_any_data_are_read(run, trained, monkeypatch):
+def test_a_task_without_samples_is_refused_before_any_data_are_read(run, trained, monkeypatch):
+    monkeypatch.delattr(classification.Classification, "examples")
     monkeypatch.setattr(digits.Task, "setup", lambda task: pytest.fail("the data were read"))
     answer = run("npas-eval", f"run={trained}", "show=1")
     assert (answer.code, answer.out) == (2, "")
-    assert "has no pictures to show: leave show out" in answer.err
+    assert "has no samples to show: leave show out" in answer.err
 
 
 def test_texts_are_printed_or_part_of_the_json(run, tmp_path):
@@ -58,6 +59,6 @@ def test_texts_are_printed_or_part_of_the_json(run, tmp_path):
     words = ("+exp=shakespeare", *small, f"run_root={tmp_path}", "trainer.device=cpu")
     assert run("npas-train", *words).code == 0
     (folder,) = tmp_path.glob("shakespeare/*")
-    assert run("npas-eval", f"run={folder}", "show=2").out.count("continues:") == 2
+    assert run("npas-eval", f"run={folder}", "show=2").out.count("\n--- ") == 2
     found = json.loads(run("npas-eval", f"run={folder}", "show=2", "format=json").out)
     assert [len(texts) for texts in found["shown"]] == [2, 2] and "loss" in found

@@ -2,12 +2,17 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
+from PIL import Image
 from simulated_ranks import by_ranks
 from torch import nn
 
+from npas import tasks
+from npas.config import DataConfig
+from npas.config.schema import SyntheticConfig
 from npas.tasks import base, classification
 from npas.tasks.common import measure as measuring
 from npas.tasks.shortest_paths import task as shortest_paths
@@ -62,6 +67,53 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(monkeypatch, family, s
     nn.init.constant_(model.answer.weight, float("nan"))
     for metrics in by_ranks(task, model, split, 3, patch):
         assert math.isnan(metrics["loss"])
+
+
+class Guess(nn.Module):
+    """Choose one of the first three classes by the sum of an image or of a text's tokens."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images=None, input_ids=None, attention_mask=None):
+        sum_B = (input_ids if images is None else images).float().flatten(1).sum(1)
+        scores = [torch.sin(sum_B * n) for n in range(1, min(self.classes, 3) + 1)]
+        return torch.stack(scores + [-torch.ones_like(sum_B)] * (self.classes - 3), 1)
+
+
+SYNTHETIC = {
+    "digits": {},
+    "cifar": {"classes": 100},
+    "imagenet": {"classes": 3, "form": "shards"},
+    "images": {},
+    "text_classification": {},
+}
+
+
+@pytest.mark.parametrize("family", SYNTHETIC)
+def test_shown_samples_are_those_measured_with_the_names_of_their_classes(family):
+    module = tasks.family(family)
+    few = SyntheticConfig(train=4, test=20)
+    data = DataConfig(source="synthetic", synthetic=few, download=False)
+    config, device = module.Config(**SYNTHETIC[family]), torch.device("cpu")
+    task = module.Task(config, data, seed=0, device=device)
+    task.setup()
+    model = Guess(task.spec.num_classes)
+    shown = task.examples(model, "test", 50)
+    right = [picture.right for sample in shown for picture in sample.pictures]
+    assert len(right) == 20 and len(task.examples(model, "test", 3)) == 3
+    assert 100 * sum(right) / 20 == task.evaluate(model, "test")["accuracy"]
+    names = task.class_names
+    assert len(set(names)) == task.spec.num_classes
+    assert family != "cifar" or names == sorted(names)
+    for heading, (picture,) in shown:
+        answer = re.fullmatch(r"(.+) \(\d+%\)(, not (.+))?", picture.caption)
+        assert heading and answer and answer[1] in names[:3] and bool(answer[2]) != picture.right
+        assert (picture.image is None) == (family == "text_classification")
+        if picture.image is not None:
+            with Image.open(picture.image) as image:
+                assert min(image.size) >= 8
 
 
 def measure(rank, world, folder, tiny_task):

@@ -123,9 +123,3 @@ def warn(name: str, found: Mapping[str, Reading]) -> None:
     if any(counts.values()):
         lines = [f"{count:,} {what}" for what, count in counts.items() if count]
         log.warning("%s: %s", name, ", ".join(lines))
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Return up to `wanted` of the numbers below `count`, evenly spread."""
-    wanted = min(count, wanted)
-    return [i * count // wanted for i in range(wanted)]

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from npas.tasks.base import spread
 from npas.tasks.common import checksums
 from npas.tasks.grounding import flickr, referit
 from npas.tasks.grounding.batch import Part
-from npas.tasks.grounding.phrases import Reading, spread, warn
+from npas.tasks.grounding.phrases import Reading, warn
 
 READERS = {"flickr30k": flickr, "referit": referit}
 TRIED = 1000  # images of each part, evenly spread, whose features `report` reads

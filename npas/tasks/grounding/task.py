@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 from npas.models import Input, InputSpec
 from npas.tasks import scenes
-from npas.tasks.base import Batch, Metrics, Picture, Shown
+from npas.tasks.base import Batch, Metrics, Picture, Shown, spread
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring, over_ranks
 from npas.tasks.common.workers import iterate
 from npas.tasks.grounding import metrics, sets
 from npas.tasks.grounding.batch import Lot, Part, Sizes
-from npas.tasks.grounding.phrases import Box, Flat, Reading, log, spread
+from npas.tasks.grounding.phrases import Box, Flat, Reading, log
 from npas.tasks.grounding.regions import Regions
 from npas.tasks.scenes import Difficulty, dataset
 from npas.tasks.scenes.dataset import Made

@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -283,15 +284,32 @@ class Task(Classification):
         }
 
     def _test_batches(self, split: str, steps: range) -> Iterator[Batch]:
-        part = self.parts[split]
         for step in steps:
-            images, labels = [], []
-            for index in part.index_N[step * EVAL_BATCH : (step + 1) * EVAL_BATCH].tolist():
-                image_CHW = self.decoded(part.split, index)
-                if image_CHW is not None:
-                    images.append(self.crops.test(image_CHW))
-                    labels.append(int(self.images[part.split].labels_N[index]))
-            yield self._batch(images, labels)
+            own = slice(step * EVAL_BATCH, (step + 1) * EVAL_BATCH)
+            yield self._test_batch(self.parts[split], own)
+
+    def _test_batch(self, part: Part, own: slice) -> Batch:
+        """Return those of a part's images that can be read, as bytes."""
+        images, labels = [], []
+        for index in part.index_N[own].tolist():
+            image_CHW = self.decoded(part.split, index)
+            if image_CHW is not None:
+                images.append(self.crops.test(image_CHW))
+                labels.append(int(self.images[part.split].labels_N[index]))
+        return self._batch(images, labels)
+
+    def test_batch(self, part: Part, own: slice) -> tuple[Tensor, Tensor]:
+        images_BCHW, labels_B, _ = self._test_batch(part, own)
+        return self.preprocess(images_BCHW), labels_B
+
+    @property
+    def class_names(self) -> list[str]:
+        names = self.images["train"].classes
+        return names + super().class_names[len(names) :]  # synthetic images have fewer classes
+
+    def show_input(self, part: Part, index: int) -> tuple[str, BytesIO]:
+        images, number = self.images[part.split], int(part.index_N[index])
+        return Path(images.name(number)).name, BytesIO(images.read(number))
 
 
 @functools.cache
