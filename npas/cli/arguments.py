@@ -42,6 +42,9 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
         single = "--cfg and --info show a single job"
     parsed = OverridesParser.create().parse_overrides(options.overrides)
     named = {override.key_or_group: override.input_line for override in parsed}
+    exps = [override.input_line for override in parsed if override.key_or_group == "exp"]
+    if len(exps) > 1:
+        raise ValueError(f"{join(exps, 'and')} name several experiments: keep one, as +exp=NAME")
     if {"run", "exp"} <= named.keys():
         raise ValueError(f"{named['exp']} cannot be combined with run=: set keys, as optim.lr=0.1")
     for override in parsed:

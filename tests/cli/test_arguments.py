@@ -24,6 +24,10 @@ WRONG = [
     ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, special characters as"),
     ("npas-train model=null", "'model=null' names no file: write model=NAME"),
     ("npas-train exp=digits", "exp=digits: write +exp=digits"),
+    (
+        "npas-train exp=digits +exp=digits_swrn",
+        "exp=digits and +exp=digits_swrn name several experiments: keep one, as +exp=NAME",
+    ),
     ("npas-train +budget=0.2", "+budget=0.2: write budget=0.2"),
     ("npas-train +exp=nope", "there is no exp=nope: choose adapt_coco"),
     ("npas-train model=wrn_28_1", "there is no model=wrn_28_1: did you mean 'wrn_28_1"),
