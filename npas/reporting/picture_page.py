@@ -8,6 +8,7 @@ The same samples give the same file, byte for byte, with one version of Pillow.
 import functools
 import textwrap
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -119,14 +120,20 @@ def _cells(pictures: Sequence[Picture]) -> Iterator[Image.Image]:
 
 
 @functools.cache
-def _font(size: int) -> Any:
-    """Return Pillow's own font, which is the same on every machine."""
+def _font(size: int, is_ascii: bool = True) -> Any:
+    """Return Pillow's own font, which is the same on every machine but knows no umlauts.
+
+    For other texts, return matplotlib's font if it is installed.
+    """
+    if not is_ascii and (found := find_spec("matplotlib")) is not None:
+        folder = (found.submodule_search_locations or [""])[0]
+        return ImageFont.truetype(f"{folder}/mpl-data/fonts/ttf/DejaVuSans.ttf", size)
     return ImageFont.load_default(size)
 
 
 def _text(text: str, width: int = WIDTH, size: int = CAPTION, colour: str = INK) -> Image.Image:
     """Draw wrapped text; a text no wider than a column is made as wide as one."""
-    font, found = _font(size), []
+    font, found = _font(size, text.isascii()), []
     most = max(1, int(width / font.getlength("W")))  # letters that always fit into a line
     for paragraph in text.splitlines():
         line = ""
