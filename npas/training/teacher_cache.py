@@ -51,6 +51,7 @@ class TeacherCache:
             named.update(name.encode() + bytes_of(tensor))
         self.path = cache / f"{named.hexdigest()[:32]}.safetensors"
         self.kept: dict[str, Tensor] = {}
+        self.was_read = False
         self.rows = {digest: row for row, digest in enumerate(self.digests)}
         if self.path.exists():
             self._open()
@@ -60,11 +61,13 @@ class TeacherCache:
 
         Call it on all ranks. Raises ValueError for a sample that is not in the cache.
         """
-        if not self.kept:
+        if not self.was_read:  # not by `kept`: another run may write the file between two ranks
+            self.was_read = True
             with self.process.together():
                 if self.process.is_main and not self.path.exists():
                     self._write(teach)
-            self._open()
+            if not self.kept:
+                self._open()
         try:
             rows_B = torch.tensor([self.rows[digest] for digest in digests(batch)])
         except KeyError:

@@ -1,8 +1,10 @@
 """A teacher's logits on disk: computed once, read again to the bit, or refused."""
 
 import collections
+import contextlib
 import dataclasses
 import shutil
+import types
 
 import pytest
 import torch
@@ -64,6 +66,28 @@ def test_a_resumed_run_is_bit_exact(unmoved, taught, tmp_path, monkeypatch):
     resumed, outcome, asked = taught("killed", trainer={"grad_accum_steps": 2})
     assert asked == 0 and outcome.metrics == expected.metrics
     assert same(straight.model, resumed.model)
+
+
+def test_ranks_meet_whether_or_not_one_saw_the_file_at_its_start(unmoved, taught):
+    taught("first")
+    cache = taught("second")[0].distilled.cache
+    assert cache.kept
+    met = []
+
+    @contextlib.contextmanager
+    def together():
+        met.append(len(cache.kept))
+        yield
+
+    cache.process = types.SimpleNamespace(
+        together=together, is_main=False, device=torch.device("cpu")
+    )
+    batch = next(cache.task.train_batches(0, 8))
+    for kept in (cache.kept, {}):  # another run may have written it between the starts of two ranks
+        cache.kept, cache.was_read = kept, False
+        assert len(cache.read(batch, pytest.fail)["output"]) == 8
+        cache.read(batch, pytest.fail)
+    assert met == [1, 0]
 
 
 def test_a_damaged_file_is_one_line_before_training(unmoved, taught, tmp_path):
