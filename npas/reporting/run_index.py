@@ -26,7 +26,7 @@ from npas.utils.printing import figure
 
 UNFINISHED = "unfinished"  # without a result: in training, or killed
 COLUMNS = ("exp", "budget", "seed", "status", "metric", "value", "used", "seconds", "folder")
-_FOLDER = re.compile(r"(budget-)?(?P<budget>.+)_seed-(?P<seed>\d+)_[0-9a-f]{8}")
+_FOLDER = re.compile(r"(budget-)?(?P<budget>.+)_seed-(?P<seed>\d+)_(?P<hash>[0-9a-f]{8})")
 log = logging.getLogger(__name__)
 
 
@@ -87,12 +87,17 @@ def collect(root: Path) -> list[Run]:
 
 
 def read(folder: Path) -> Run:
-    """Return the run of a folder; its status is "damaged" if its result cannot be read."""
+    """Return the run of a folder.
+
+    Its status is "damaged" if its result cannot be read, or was copied from another run.
+    """
     named = _FOLDER.fullmatch(folder.name)
     budget, seed = (named["budget"], int(named["seed"])) if named else ("", None)
     unfinished = Run(str(folder), folder.parent.name, budget, seed, UNFINISHED)
     try:
         result = read_json(folder / RESULT_FILE)
+        if named and not result["config_hash"].startswith(named["hash"]):
+            return replace(unfinished, status="damaged")
         metrics = (result["metrics"] or {}).get("last") or {}
         metric = next(iter(metrics), None)
         asked, used = result["config"].get("budget"), (result["budget"] or {}).get("used")

@@ -1,6 +1,7 @@
 """npas-runs lists, compares and deletes runs by what lies in their folders."""
 
 import json
+import shutil
 
 import pytest
 
@@ -18,6 +19,7 @@ def make_run(tmp_path):
         result = {
             "status": "done",
             "exp": "digits",
+            "config_hash": f"{seed:08x}{'0' * 56}",
             "config": {"budget": budget, "seed": seed, "optim": {"lr": lr}},
             "budget": {"used": round(1000 * float(budget))},
             "metrics": {"last": {"accuracy": value}},
@@ -57,6 +59,15 @@ def test_runs_are_listed_filtered_and_sorted(run, make_run):
         assert [each["budget"] for each in listed] == budgets, words
     rows = run("npas-runs", "status=done", "format=csv").out.splitlines()
     assert rows[0].startswith("exp,budget,seed") and rows[1].startswith("digits,0.1,0,done")
+
+
+def test_a_result_copied_from_another_run_is_damaged_and_no_second_run(run, make_run):
+    shutil.copy(make_run("0.1", 2) / "result.json", make_run("1", 3))
+    listed = json.loads(run("npas-runs", "format=json").out)
+    assert [(each["budget"], each["status"]) for each in listed] == [
+        ("0.1", "done"),
+        ("1", "damaged"),
+    ]
 
 
 def test_two_runs_are_compared(run, make_run):
