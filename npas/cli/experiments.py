@@ -135,7 +135,12 @@ def _unfinished(folder: Path, progress: Progress, experiment: Experiment) -> str
 
 
 def restore_to_measure(
-    run: str, device: str, data: Data, split: str, remedy: str = "split=test", show: bool = False
+    run: str,
+    device: str,
+    data: Data,
+    split: str,
+    remedy: str = "set split=test",
+    show: bool = False,
 ) -> Experiment:
     """Build a run's experiment with its trained weights and read its data."""
     from npas.tasks.base import has_examples

@@ -127,7 +127,7 @@ def run(options: Fold) -> Job:
 
 def _restore(options: Fold) -> Experiment:
     """Restore the run, with its data. Raises ValueError for a network that cannot be folded."""
-    split, remedy = options.split, "split=test"
+    split, remedy = options.split, "set split=test"
     if options.threshold == AUTO:
         split, remedy = "val", "give a threshold, as threshold=0.99"
     experiment = experiments.restore_to_measure(
