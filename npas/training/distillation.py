@@ -23,6 +23,7 @@ from npas.training import initial
 from npas.training.experiment import Experiment, build_network, to_device
 from npas.training.grouping import SEARCH
 from npas.training.teacher_cache import TeacherCache
+from npas.utils.files import reason
 
 
 class Distilled:
@@ -111,6 +112,15 @@ def prepare(experiment: Experiment) -> None:
     to_device(teacher, process.device)
     learner = Distilled(config, task, experiment.model, teacher)
     batch = next(experiment.batches(epoch=0)).parts(config.trainer.grad_accum_steps)[0]
+    try:
+        learner.taught(batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a network of another task may raise anything
+        raise ValueError(
+            f"distill.teacher={name}: its network does not fit {task.name} ({reason(error)}): name"
+            " a run with the same inputs and classes"
+        ) from None
     with activations.evaluating(experiment.model), torch.no_grad():
         learner.loss(experiment.model, batch)
         if config.distill.cache is not None and not config.dry_run:

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 import npas
 from npas.config import DistillConfig, SharingConfig, run_dir
-from npas.training import build, prepare, train
+from npas.training import build, distillation, prepare, train
 
 
 def test_the_loss_is_hintons():
@@ -103,6 +104,13 @@ def test_a_teacher_that_does_not_fit_is_one_line_before_training(
     with pytest.raises(ValueError, match=message) as error:
         prepare(experiment)
     assert "\n" not in str(error.value)
+
+
+def test_a_teacher_of_another_task_is_one_line(small, monkeypatch):
+    for teacher in (nn.Conv2d(3, 10, 8), nn.Sequential(nn.Flatten(), nn.Linear(64, 5))):
+        monkeypatch.setattr(distillation.initial, "restore", lambda path, found=teacher: found)
+        with pytest.raises(ValueError, match=r"network does not fit digits \(.+\): name a run"):
+            prepare(build(small(distill={"teacher": "other"})))
 
 
 def test_dense_is_the_network_before_sharing_or_its_own_run_where_that_has_a_fresh_head(
