@@ -220,6 +220,11 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
     if settings.allocator == "reference":
         proxy = {"groups": "single", "num_groups": None}
     drawn = sharing.plan(model, config.budget, **plan_keywords(config) | proxy)
+    if settings.num_groups is not None and settings.num_groups > len(drawn.layers):
+        raise ValueError(
+            f"sharing.num_groups={settings.num_groups} is more than the {len(drawn.layers)}"
+            " shareable layers of the network"
+        )
     budget = config.budget if config.cap is None else spell_count(drawn.budget.allowed)
     plan = plan_search(
         model,

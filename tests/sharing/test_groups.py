@@ -56,7 +56,7 @@ def test_the_first_pattern_that_matches_decides():
     ("groups", "num_groups", "says"),
     [
         ("shapes", None, "groups='shapes' is unknown: choose single, type, shape, random"),
-        ("random", None, "needs num_groups, and None is out of range"),
+        ("random", None, "num_groups=None is out of range"),
         ("learned", 4, r"npas-train sharing\.groups=learned.*json\.load\(file\)\['layers'\]"),
         ("gradient", None, r"npas-train sharing\.groups=gradient"),
         ("single", 3, "num_groups=3 has no use"),

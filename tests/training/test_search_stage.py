@@ -156,6 +156,12 @@ def test_another_runs_folder_can_be_named(searching, tmp_path, monkeypatch, mome
     assert logged[: len(before)] == before and logged[-1]["step"] == 10  # its log is whole
 
 
+@pytest.mark.parametrize("allocator", ["npas", "reference"])
+def test_more_groups_than_layers_are_refused_before_the_search(searching, allocator):
+    with pytest.raises(ValueError, match=r"num_groups=99 .*\b11\b.* shareable layers"):
+        build(searching(sharing={"num_groups": 99, "allocator": allocator}))
+
+
 def test_a_search_that_diverges_says_where(searching, tmp_path):
     experiment, outcome = run(searching(optim={"lr": 1e9}), tmp_path)
     assert experiment.stage == SEARCH and outcome.status == "diverged"

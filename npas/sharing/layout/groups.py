@@ -67,8 +67,8 @@ def assign_groups(
 def _random(layers: Sequence[LayerSpec], num_groups: int | None, seed: int) -> dict[str, str]:
     if num_groups is None or not 1 <= num_groups <= len(layers):
         raise ValueError(
-            f"groups='random' needs num_groups, and {num_groups} is out of range: the network has"
-            f" {len(layers)} shareable layers, so choose 1 to {len(layers)}"
+            f"num_groups={num_groups} is out of range: the network has {len(layers)} shareable"
+            f" layers, so choose 1 to {len(layers)}"
         )
     order = list(range(len(layers)))
     random.Random(seed).shuffle(order)
