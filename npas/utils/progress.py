@@ -70,8 +70,9 @@ class Bar:
         if self.drawn is None and not _shown and processes.is_main_process():
             self._begin()
         if self.drawn is None and self.lines and self.total is not None:
-            line = f"step {self.done}/{self.total}  {self.what}  {self._left_s(now):.0f} s left"
-            print_line(line, sys.stderr)
+            left = f"{self._left_s(now):.0f} s left"
+            parts = filter(None, (f"step {self.done}/{self.total}", self.what, left))
+            print_line("  ".join(parts), sys.stderr)
             self.due = now + BETWEEN_LINES_S
         else:
             self._draw()

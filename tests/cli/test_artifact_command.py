@@ -54,7 +54,7 @@ def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
     assert own.read_bytes() == again.read_bytes()
     answer = run("npas-eval", f"run={folder}", "artifact=small.npas")
     assert answer.code == 2 and answer.err.count("\n") == 1
-    assert "shares in another way" in answer.err
+    assert "shares in another way: name its own run" in answer.err
     own.write_bytes(own.read_bytes()[:-1])
     answer = run("npas-eval", f"run={folder}", f"artifact={own}")
     assert answer.code == 2 and "is damaged" in answer.err and answer.err.count("\n") == 1

@@ -102,8 +102,8 @@ def read_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         own = audit.follow(shared_weights(model)).allocation if is_shared(model) else None
         if (own and own.groups) != (plan and plan.groups):
             raise ValueError(
-                f"{path} holds a network that shares in another way than this one: read it into"
-                " the dense architecture"
+                f"{path} holds another network than this one, or one that shares in another way:"
+                " name its own run, or read it into its dense architecture"
             )
         plan = None
     else:
