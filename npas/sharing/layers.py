@@ -274,6 +274,14 @@ def match_names(
     return matched
 
 
+def computes_as(cls: type, base: type[nn.Module]) -> bool:
+    """Return whether a class is `base`, or a subclass of it without a forward of its own."""
+    return issubclass(cls, base) and all(
+        getattr(cls, method, None) is getattr(base, method, None)
+        for method in ("forward", "_conv_forward")
+    )
+
+
 def _kind(model: nn.Module, prefix: str, module: nn.Module) -> str:
     """Return the layer type in lower case; for a parametrized weight that of its layer."""
     owner, parametrized, _ = prefix.rpartition(".parametrizations.")

@@ -125,6 +125,33 @@ def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach():
         activations.roots(drawn(make=Tied), find_layers(model := drawn(make=Tied)), [ids])
 
 
+class Positions(nn.Embedding):
+    """An embedding that is called with words and looks up their positions, as Whisper's is."""
+
+    def forward(self, ids):
+        return self.weight[: ids.shape[-1]]
+
+
+class Doubled(nn.Linear):
+    """A layer that uses its weight in another way than its class does."""
+
+    def forward(self, x):
+        return nn.functional.linear(x.cumsum(-1), self.weight, self.bias)
+
+
+@pytest.mark.parametrize("words", [40, 3])  # more words than positions, and fewer
+def test_a_layer_that_computes_otherwise_than_its_class_counts_as_the_average(words):
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"words": nn.Embedding(words, 12), "at": Positions(9, 12), "line": Doubled(12, 12)}
+    )
+    model.forward = lambda ids: model["line"](model["words"](ids) + model["at"](ids))
+    ids = torch.randint(words, (4, 9))
+    assert set(activations.roots(model, find_layers(model), [(ids,)])) == {"words.weight"}
+    model, _ = fitted(model, 0.6, batches=[(ids,)])
+    assert npas.allocation(model).budget.used == count(model)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"init": "fresh"}, {"templates": 1}, {"batches": []}, {"batches": torch.zeros(2, 12)}],

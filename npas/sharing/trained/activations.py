@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.sharing.layers import Layer, matrix_form
+from npas.sharing.layers import Layer, computes_as, matrix_form
 from npas.sharing.trained.distillation import tensors
 from npas.utils.checks import one_line, require
 from npas.utils.progress import track
@@ -243,10 +243,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _is_seen(module: nn.Module) -> bool:
+    """Return whether the module's call multiplies its input by its weight, as its class does.
+
+    A subclass with a forward of its own may do something else: Whisper's positional embedding is
+    called with tokens, and reads its rows by their positions.
+    """
     if isinstance(module, nn.Conv2d):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return plain and module.groups == 1
-    return isinstance(module, (nn.Linear, nn.Embedding))
+        return plain and module.groups == 1 and computes_as(type(module), nn.Conv2d)
+    return any(computes_as(type(module), base) for base in (nn.Linear, nn.Embedding))
 
 
 def _flat(module: nn.Module, inputs: Tensor) -> Tensor:
