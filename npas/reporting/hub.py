@@ -24,7 +24,7 @@ from npas.sharing import Allocation
 from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
 from npas.sharing.runtime.guards import FILE_KEY
 from npas.sharing.runtime.storage import WEIGHTS_FILE, make_folder
-from npas.utils.checks import path_of
+from npas.utils.checks import path_of, require
 from npas.utils.files import reason
 from npas.utils.printing import figure
 
@@ -93,6 +93,7 @@ def push_to_hub(
     """
     import huggingface_hub
 
+    require("repo_id", repo_id, str, "a name as 'user/name'")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, repo_id.rpartition("/")[2] or "model")
         save_pretrained(model, folder)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.sharing.budget import Budget, parse_budget
+from npas.sharing.budget import Budget, count_parameters, parse_budget
 from npas.sharing.layout.allocation import Allocation
 from npas.sharing.planning import Groups, Names, check_types, fit_inside, plan, refuse_meta
 from npas.sharing.runtime import audit, storage
@@ -108,7 +108,8 @@ def share(
     require("recompute", recompute, bool, "True or False")
     request = None if budget is None else parse_budget(budget)
     if request is not None:
-        audit.refuse_huge(model, request)
+        needed = request.size or request.allowed(count_parameters(model))
+        audit.refuse_huge(model, needed, f"budget={request.canonical}")
     options: dict[str, Any] = dict(
         generator=generator, upsampler=upsampler, groups=groups,
         num_groups=num_groups, group_weights=group_weights, max_templates=max_templates,
@@ -179,8 +180,10 @@ def apply(
 ) -> nn.Module:
     """Share a dense network by a finished allocation, in place, and return it.
 
-    Raises ValueError if the allocation was made for another network.
+    Raises ValueError if the allocation was made for another network, or does not fit into memory.
     """
+    used = allocation.budget.used
+    audit.refuse_huge(model, used, f"a plan of {used:,} parameters ({allocation.budget.asked})")
     tensors = find_planned(require_unshared(model), allocation.layers)
     spreads = {tensor.spec.name: spread(tensor.parameter.detach()) for tensor in tensors}
     del tensors  # so that no reference keeps the dense parameters alive
@@ -189,9 +192,9 @@ def apply(
     give_back_freed()
     with torch.device("cpu"):  # the same weights for a seed, whatever the default device
         if allocation.scheme.allocator == "reference":
-            initialize_as_released(model, allocation, seed)
+            initialize_as_released(model, allocation, int(seed))
         else:
-            initialize(model, allocation, deviations, seed)
+            initialize(model, allocation, deviations, int(seed))
     return model
 
 

@@ -1,7 +1,8 @@
 """Plan how a network is shared: check the options, resolve defaults, make an `Allocation`."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -57,18 +58,30 @@ def plan(
     """
     activations.refuse_batches(batches, init, templates)
     options: dict[str, Any] = dict(
-        generator=generator, upsampler=upsampler, groups=groups, group_weights=group_weights,
-        max_templates=max_templates, templates=templates, coefficient_init=coefficient_init,
-        train_coefficients=train_coefficients, upsample_templates=upsample_templates,
-        low_rank=low_rank, include=include, exclude=exclude, allocator=allocator,
+        generator=generator, upsampler=upsampler, groups=groups, num_groups=num_groups,
+        group_weights=group_weights, max_templates=max_templates, templates=templates,
+        coefficient_init=coefficient_init, train_coefficients=train_coefficients,
+        upsample_templates=upsample_templates, low_rank=low_rank, include=include, exclude=exclude,
+        allocator=allocator,
     )  # fmt: skip
-    check_types(options | {"num_groups": num_groups, "seed": seed, "packing": packing})
+    check_types(options | {"seed": seed, "packing": packing})
+    # numpy's integers would be in the plan, which JSON cannot hold.
+    max_templates, upsample_templates, low_rank, seed = map(
+        int, (max_templates, upsample_templates, low_rank, seed)
+    )
+    templates = int(templates) if isinstance(templates, Integral) else templates
     require_unshared(model)
     request = None if budget is None else parse_budget(budget)
     if init == "fit" and (found := fit_inside(model, request, options, batches)):
         return found.allocation
     dense = count_parameters(model)
-    generator = generator or _default_generator(request, dense, options)
+    if request is not None and (request.size or request.allowed(dense)) > MOST * dense:
+        raise ValueError(
+            f"budget={request.canonical} is more than {MOST:,} times the network's {dense:,}"
+            " parameters: ask for a smaller budget"
+        )
+    if generator is None:
+        generator = _default_generator(request, dense, options)
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
     if init not in ("fresh", "fit"):
         raise ValueError(f"init={init!r} is unknown: choose fresh, fit")
@@ -78,7 +91,7 @@ def plan(
     group_of = assign_groups(specs, groups, num_groups, seed)
     if group_weights:
         _check_weights(group_weights, set(group_of.values()), templates, allocator)
-        group_weights = {str(name): weight for name, weight in group_weights.items()}
+        group_weights = {str(name): float(weight) for name, weight in group_weights.items()}
     mixing = generator if train_coefficients else FIXED
     scheme = Scheme(
         mixing, upsampler, max_templates, allocator, coefficient_init, low_rank, upsample_templates
@@ -133,14 +146,13 @@ def check_options(options: Mapping[str, Any]) -> None:
             " template of each layer unused: set one of them otherwise"
         )
     check_generator(generator, start, options)
-    for option in ("max_templates", "templates"):
+    for option in ("max_templates", "templates", "upsample_templates"):
         count = options[option]
         if isinstance(count, str) and count != "layers":
             raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
-        if isinstance(count, Integral) and count < 1:
-            raise ValueError(
-                f"{option}={count} is out of range: give a layer at least one template"
-            )
+        most = math.inf if option == "max_templates" else MOST
+        if isinstance(count, Integral) and not 1 <= int(count) <= most:
+            raise ValueError(f"{option}={count} is out of range: give a number from 1 to {most:,}")
     fixed = generator != "wavg" or not trains or start in ("sparse", *OF_DEPTH)
     others = low_rank or options["upsample_templates"] > 1
     if options["allocator"] == "reference" and options["templates"] is None and (fixed or others):
@@ -181,14 +193,19 @@ def _check_weights(
             raise ValueError(
                 f"group_weights: there is no group {name!r}; {near(str(name), [*groups])}"
             )
-        if not isinstance(weight, (int, float)) or not 0.001 <= weight <= 1000:
+        if not isinstance(weight, Real) or not 0.001 <= weight <= 1000:
             raise ValueError(f"group_weights: {name} must be from 0.001 to 1000, not {weight}")
 
+
+MOST = 10_000
+"""The most templates, and the most that a budget may be of the dense count: plans list every
+template's position."""
 
 OF_FRESH = {
     "generator": None,
     "upsampler": "inter",
     "groups": "single",
+    "num_groups": None,
     "group_weights": None,
     "max_templates": 8,
     "coefficient_init": "orthogonal",
@@ -203,7 +220,7 @@ OF_FRESH = {
 def _default_generator(request: Budget | None, dense: int, options: Mapping[str, Any]) -> str:
     """Return hash for a parameter budget below the dense count, without options about templates."""
     asked = {key for key, default in OF_FRESH.items() if options[key] != default}
-    about_templates = asked - {"groups", "group_weights", "low_rank"}
+    about_templates = asked - {"groups", "num_groups", "group_weights", "low_rank"}
     if request is None or request.size is not None or about_templates or options["templates"]:
         return "wavg"
     return "hash" if request.allowed(dense) < dense else "wavg"

@@ -69,6 +69,7 @@ def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materia
         (lambda folder: npas.from_pretrained(folder / "a", bert()), "build the architecture"),
         (lambda folder: npas.save_pretrained(plain(), folder / "b"), "not shared"),
         (lambda folder: npas.push_to_hub(plain(), "me/x"), "not shared"),
+        (lambda folder: npas.push_to_hub(plain(), 3), "repo_id=3 must be a name"),
     ],
 )
 def test_invalid_input_is_one_line(read, said, tmp_path):

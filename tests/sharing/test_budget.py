@@ -125,12 +125,29 @@ def test_parts_sum_to_the_total_and_respect_floors(groups, above):
     assert all(part >= floor for part, floor in zip(parts, floors, strict=True))
 
 
-@pytest.mark.parametrize("budget", ["9000B", "1e30%"])
-def test_what_no_memory_can_hold_is_refused_before_it_is_made(budget):
-    model = nn.Linear(60, 60)
+@pytest.mark.parametrize(
+    "options", [{"budget": "9000B"}, {"budget": "1e30%"}, {"templates": 9000, "groups": "shape"}]
+)
+def test_what_no_memory_can_hold_is_refused_before_it_is_made(options, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 8000 if name == "SC_PHYS_PAGES" else 4096)
+    model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 60))
     with pytest.raises(ValueError, match=r"takes [\d.,]+ GiB.*: ask for a smaller budget$"):
-        npas.share(model, budget)
-    assert list(model.state_dict()) == ["weight", "bias"]
+        npas.share(model, **options)
+    assert len(model.state_dict()) == 4 and not npas.is_shared(model)
+
+
+@pytest.mark.parametrize("budget", ["9000B", "1e30%", "9000GB"])
+def test_a_plan_of_ten_thousand_networks_is_refused_before_it_lists_its_templates(budget):
+    with pytest.raises(ValueError, match="more than 10,000 times the network's 3,660 parameters"):
+        npas.plan(nn.Linear(60, 60), budget)
+
+
+@pytest.mark.parametrize("generator", ["wavg", "emb", "channels"])
+def test_any_number_of_templates_may_be_allowed(generator):
+    tiny = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(50)))
+    for budget in (0.2, 2.0):  # most of 2**62 coefficients would not fit
+        plan = npas.plan(tiny, budget, generator=generator, max_templates=2**62)
+        assert plan.budget.used == plan.budget.allowed
 
 
 @given(

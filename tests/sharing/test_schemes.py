@@ -190,7 +190,7 @@ def test_a_layer_of_its_own_shape_weighs_all_its_templates():
         ),
         ({"allocator": "reference", "low_rank": 1}, "which train, resizes one map"),
         ({"low_rank": -1}, "low_rank=-1 is out of range"),
-        ({"upsample_templates": 0}, "at least one map"),
+        ({"upsample_templates": 0}, "from 1 to 10,000"),
         ({"upsample_templates": 2, "upsampler": "mask"}, "leave upsampler and coefficient_init"),
         *(
             ({"generator": name, option: value}, f"mixes no templates, which {option}={value!r} is")

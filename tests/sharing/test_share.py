@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from tiny import INPUTS, shared
@@ -117,6 +118,10 @@ def test_norms_and_biases_stay_and_patterns_choose():
         ({"budget": 0.1, "seed": 2**63}, "must fit in 64 bits"),
         ({"budget": 0.1, "max_templates": 2.5}, "max_templates=2.5 must be an integer"),
         ({"budget": 0.1, "low_rank": True}, "low_rank=True must be an integer"),
+        ({"budget": 0.5, "generator": []}, r"generator=\[\] is unknown"),
+        ({"templates": 10**9, "groups": "place"}, "from 1 to 10,000"),
+        ({"budget": 0.1, "groups": "shape", "num_groups": 2}, "no use with groups='shape'"),
+        ({"budget": 0.5, "init": "fit", "num_groups": 2}, "leave num_groups out"),
         ({"budget": 0.1, "groups": 3}, "groups=3 must be a name or a mapping"),
         ({"budget": 0.1, "groups": "random", "num_groups": 1.5}, "num_groups=1.5 must be an int"),
         ({"budget": 0.1, "include": 3}, "include=3 must be a pattern of names, or several"),
@@ -128,12 +133,43 @@ def test_norms_and_biases_stay_and_patterns_choose():
         ({"budget": "10KB", "packing": {}}, "packing={} must be an npas.Packing or None"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*look fresh")
 def test_invalid_options_are_refused_before_anything_changes(options, says):
     model = Residual()
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=says):
         npas.share(model, **options)  # type: ignore[arg-type]
     assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": np.float32(0.9), "max_templates": np.int64(3), "seed": np.int64(4)},
+        {"budget": 0.9, "low_rank": np.int64(1), "upsample_templates": np.int8(2)},
+        {"templates": np.int32(2), "groups": {"stage1.*": np.int64(7)}},
+        {"budget": 0.5, "groups": "random", "num_groups": np.int64(2), "seed": np.uint8(1)},
+        {"budget": 0.5, "groups": {"*": 1}, "group_weights": {1: np.float32(0.5)}},
+    ],
+)
+def test_numpy_numbers_are_numbers(options, tmp_path):
+    torch.manual_seed(0)
+    model = npas.share(Residual(), **{"generator": "wavg", **options})
+    npas.save(model, tmp_path)
+    npas.write_artifact(model, tmp_path / "a.npas", cap=np.int64(10**6))
+    again = npas.load(tmp_path, Residual()).eval()
+    assert npas.allocation(again) == npas.allocation(model)
+    torch.testing.assert_close(again(INPUTS), model.eval()(INPUTS), rtol=0, atol=0)
+
+
+def test_a_network_with_tensors_of_sharings_names_is_refused():
+    for register in ("register_parameter", "register_buffer"):
+        model = Residual()
+        getattr(model, register)("npas_bank_0", nn.Parameter(torch.ones(3)))
+        for ask in (npas.plan, npas.share):
+            with pytest.raises(ValueError, match="'npas_bank_0' has a name that sharing uses"):
+                ask(model, 0.3)  # type: ignore[operator]
+        assert model.npas_bank_0.tolist() == [1, 1, 1] and not npas.is_shared(model)
 
 
 def test_sharing_twice_and_asking_a_dense_network_are_refused():

@@ -13,6 +13,7 @@ import lzma
 import math
 import os
 import zlib
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -58,7 +59,8 @@ def write_artifact(
     """
     path, packing = path_of(path), Packing(bits, scheme, compression)
     if cap is not None:
-        within("cap", require("cap", cap, int, "a number of bytes"), "[1, inf)")
+        cap = int(require("cap", cap, Integral, "a number of bytes"))
+        within("cap", cap, "[1, inf)")
     if path.exists() and not (path.is_file() and _start(path) in (b"", MAGIC)):
         raise ValueError(f"{path} exists and is not an artifact: name another file")
     header, data = _pack(model, packing)

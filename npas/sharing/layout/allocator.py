@@ -178,11 +178,13 @@ def size_group(
         return size_whole(name, layers, available, scheme.generator)
     if len(layers) == 1 and available >= layers[0].size:
         return _size_single(name, layers[0], available, scheme)
-    for most in range(scheme.max_templates, 0, -1):
+    most = min(scheme.max_templates, 1 + available // min(layer.size for layer in layers))
+    while most > 0:
         draft = _descend(layers, available, most, scheme)
         # In a tiny network coefficients could take more than half the budget: use fewer templates.
         if draft is not None and (draft.mixing_cost * 2 <= available or most == 1):
             break
+        most -= max(1, most // 64)
     if draft is None:  # no layer's coefficients fit
         return size_group(name, layers, available, replace(scheme, generator="avg"))
     draft = _fill(draft, available)

@@ -54,11 +54,6 @@ def check_generator(generator: str, coefficient_init: str, options: Mapping[str,
                 f"coefficient_init={coefficient_init!r} says nothing of generator={generator!r}:"
                 f" leave it {' or '.join(starts)}"
             )
-    if upsample_templates < 1:
-        raise ValueError(
-            f"upsample_templates={upsample_templates} is out of range: give an upsampled layer at"
-            " least one map"
-        )
     if upsample_templates > 1 and (upsampler != "inter" or coefficient_init in OF_DEPTH):
         raise ValueError(
             f"upsample_templates={upsample_templates} mixes maps that upsampler='inter' resizes, by"

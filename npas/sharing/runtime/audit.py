@@ -25,7 +25,6 @@ from npas.sharing.layers import (
 from npas.sharing.layout.allocation import Allocation
 from npas.sharing.runtime.weights import SharedWeights
 from npas.sharing.torch_private import level_outside
-from npas.utils.budget import Budget
 
 _UNNAMED = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """Name components that wrappers inside a network add."""
@@ -171,17 +170,15 @@ def _of_norms(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in found if isinstance(tensor, Tensor) and not tensor.is_meta]
 
 
-def refuse_huge(model: nn.Module, budget: Budget) -> None:
-    """Raise ValueError if the budget's parameters do not fit this machine's memory."""
-    trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
-    largest = max((parameter.element_size() for parameter in trained), default=4)
-    dense = sum(parameter.numel() for parameter in trained)
-    needed = (budget.size or budget.allowed(dense)) * largest  # about one parameter per byte
+def refuse_huge(model: nn.Module, count: int, asked: str) -> None:
+    """Raise ValueError if so many parameters, as `asked`, do not fit this machine's memory."""
     if not hasattr(os, "sysconf"):  # on Windows
         return
+    trained = (t.parameter for t in find_tensors(model) if t.parameter.requires_grad)
+    needed = count * max((parameter.element_size() for parameter in trained), default=4)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise ValueError(
-            f"budget={budget.canonical} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
+            f"{asked} takes {needed / 2**30:,.1f} GiB for its parameters alone,"
             f" and this machine has {memory / 2**30:,.1f} GiB: ask for a smaller budget"
         )

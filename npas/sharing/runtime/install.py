@@ -24,6 +24,7 @@ from npas.sharing.layers import (
     generator_name,
     remove_shared,
     require_network,
+    shared_names,
     upsampler_name,
 )
 from npas.sharing.layout.allocation import Allocation, LayerAllocation
@@ -50,10 +51,17 @@ def shared_weights(model: nn.Module) -> SharedWeights:
 
 
 def require_unshared(model: nn.Module) -> nn.Module:
-    """Return the network; raise ValueError if it is no nn.Module, or any part of it is shared."""
+    """Return the network. Raises ValueError if it is no nn.Module, if any part of it is shared,
+    and for tensors with names that sharing uses.
+    """
     modules = require_network(model).modules()
     if any("_npas" in module.__dict__ or is_shared(module) for module in modules):
         raise ValueError("the network is shared already: npas.materialize it to share it again")
+    if own := shared_names(model):
+        raise ValueError(
+            f"the network's {own[0]!r} has a name that sharing uses for its own tensors, which"
+            f" begin with {PREFIX!r}: rename it"
+        )
     return model
 
 
