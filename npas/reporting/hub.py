@@ -10,10 +10,12 @@ contains the dense network, for transformers' `from_pretrained`, and the shared 
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from npas import sharing
@@ -67,7 +69,8 @@ def from_pretrained(
     """Read a shared network from a folder, or from the hub as "user/name" or "user/name@revision".
 
     `dense_model`, the architecture as built, becomes the shared network, as in `npas.load`. It is
-    optional for a network of transformers. Raises ValueError if the network cannot be read.
+    optional for a network of transformers, which then has the dtype that was saved. Raises
+    ValueError if the network cannot be read.
     """
     files = sorted(path.as_posix() for path in FILES)
     needed = [file for file in files if file.endswith(ALLOCATION_FILE)]
@@ -248,6 +251,17 @@ def _is_transformers(model: nn.Module) -> bool:
     return ("transformers", "PreTrainedModel") in names
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new tensors in this dtype, as transformers' `from_pretrained` does."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _build(folder: Path) -> nn.Module:
     import transformers
 
@@ -261,7 +275,8 @@ def _build(folder: Path) -> nn.Module:
         kind = getattr(transformers, name)
         if not issubclass(kind, transformers.PreTrainedModel):
             raise ValueError(f"{name} is not a network of transformers")
-        network: nn.Module = kind(config)
+        with _default_dtype(config.dtype or torch.get_default_dtype()):
+            network: nn.Module = kind(config)
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(
             f"{folder} does not name its network of transformers ({reason(error)}): give"

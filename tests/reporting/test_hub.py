@@ -123,6 +123,15 @@ def test_a_push_uploads_what_save_pretrained_writes(monkeypatch, tmp_path):
         npas.push_to_hub(model, "me/mine")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_transformers_comes_back_in_its_dtype(dtype, tmp_path):
+    model = npas.share(bert().to(dtype), 0.5)
+    npas.save_pretrained(model, tmp_path)
+    again = npas.from_pretrained(tmp_path)
+    assert {p.dtype for p in again.parameters()} == {dtype} and same(model, again)
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_name_of_the_hub_is_fetched_with_its_revision(monkeypatch, tmp_path):
     model, asked = npas.share(plain(), 0.5), []
     npas.save_pretrained(model, tmp_path)

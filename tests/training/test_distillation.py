@@ -38,6 +38,21 @@ def test_several_outputs_count_alike_and_masked_places_not_at_all():
     assert npas.distillation_loss(named, {"start": b, "end": a}) == expected
 
 
+def test_of_named_outputs_with_logits_these_alone_are_matched():
+    a, b, states = torch.randn(2, 4), torch.randn(2, 4), torch.randn(2, 5, 8)
+    student = {"logits": a, "encoder_last_hidden_state": states}
+    teacher = {"logits": b, "encoder_last_hidden_state": states[..., :6]}  # a narrower encoder
+    assert npas.distillation_loss(student, teacher) == npas.distillation_loss(a, b)
+    ends = (
+        {"start_logits": a, "end_logits": b, "pooled": states},
+        {
+            "start_logits": b,
+            "end_logits": a,
+        },
+    )
+    assert npas.distillation_loss(*ends) == npas.distillation_loss((a, b), (b, a))
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [

@@ -53,10 +53,13 @@ def tensors(values: Any) -> dict[str, Tensor]:
 def logits(outputs: Any) -> dict[str, Tensor]:
     """Return the outputs that are floating-point tensors of two or more dimensions, by name.
 
-    Raises ValueError if there are none.
+    Among outputs with names of which some hold "logits", as transformers' do, these alone: T5's
+    `encoder_last_hidden_state` and CLIP's `text_embeds` are no logits. Raises ValueError if there
+    are none.
     """
-    named = tensors(outputs).items()
-    found = {name: own for name, own in named if own.is_floating_point() and own.dim() > 1}
+    named = tensors(outputs)
+    named = {name: own for name, own in named.items() if "logits" in name} or named
+    found = {n: own for n, own in named.items() if own.is_floating_point() and own.dim() > 1}
     if not found:
         raise ValueError("there are no logits to match: return a floating-point tensor B x ...")
     return found
