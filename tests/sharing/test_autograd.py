@@ -1,5 +1,6 @@
 """Gradients reach the bank through autograd, whatever asks for them."""
 
+import math
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import npas
 from npas.sharing.generators import hashing
+from npas.sharing.layers import LayerSpec
 from npas.sharing.runtime import bank as memory
 from npas.sharing.runtime import reading
 from npas.sharing.runtime.bank import BankReader, Block, BufferPool
@@ -247,6 +249,20 @@ def test_gradients_are_gathered_as_backward_reaches_each_layer(monkeypatch):
     model(torch.randn(2, 16)).sum().backward()
     assert len(gathered) == 8
     assert at_first_layer[0] >= 6
+
+
+def test_many_small_layers_are_put_together_in_time_in_proportion_to_them(monkeypatch):
+    reads = []
+    size = property(lambda layer: reads.append(layer) or math.prod(layer.shape))
+    counts = []
+    for many in (100, 400):
+        plan = npas.plan(nn.Sequential(*(nn.Linear(4, 4) for _ in range(many))), 0.5)
+        reads.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(LayerSpec, "size", size)
+            reading.Reading(plan)
+        counts.append(len(reads))
+    assert counts[1] <= 4 * counts[0], counts
 
 
 def test_gradients_of_hashed_rows_are_those_of_each_value(monkeypatch):

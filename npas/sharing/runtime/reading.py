@@ -6,6 +6,7 @@ Layers that read the same templates form a block, which is mixed by one product.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -122,6 +123,7 @@ class Reading:
         batches: list[list[list[int]]] = []
         made: list[Batch] = []
         last: dict[object, list[list[int]]] = {}
+        weights_of: Counter[object] = Counter()  # of the last batch of each kind
         for layers in sets:
             g, layer = self.places[layers[0]]
             many = max(1, int(largest // layer.size))
@@ -132,12 +134,12 @@ class Reading:
                     made.append(replace(part, made_with=whole))
                 continue
             kind = g, layers[0] in self.low
-            batch = last.get(kind)
-            size = sum(self.places[i][1].size for own in (*(batch or ()), layers) for i in own)
-            if batch is None or size > LARGEST_BATCH:
-                batch = last[kind] = []
-                batches.append(batch)
-            batch.append(layers)
+            size = sum(self.places[i][1].size for i in layers)
+            weights_of[kind] += size
+            if kind not in last or weights_of[kind] > LARGEST_BATCH:
+                last[kind], weights_of[kind] = [], size
+                batches.append(last[kind])
+            last[kind].append(layers)
         made += map(self._batch, batches)
         return {i: batch for batch in made for i in batch.layers}
 
