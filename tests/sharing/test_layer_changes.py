@@ -80,10 +80,16 @@ def kaiming(module):
         nn.init.kaiming_normal_(module.weight)
 
 
+def other_data(model):  # as PEFT's initializations PiSSA and OLoRA do
+    stem(model).weight.data = torch.ones_like(stem(model).weight)
+
+
 INITIALIZERS = {
     "apply": lambda m: m.apply(kaiming),
     "init": lambda m: nn.init.ones_(stem(m).weight),
     "reset_parameters": lambda m: stem(m).reset_parameters(),
+    "through .data": lambda m: stem(m).weight.data.normal_(),
+    "other data": other_data,
     "the last layer": lambda m: m.get_submodule("head").reset_parameters(),  # type: ignore[operator]
 }
 
@@ -98,6 +104,7 @@ def test_initializing_a_shared_network_is_refused_not_ignored(initializer, gradi
     ):
         INITIALIZERS[initializer](model)
         model(INPUTS)
+        model.eval()  # the first use to notice a write through .data to a kept weight
     outputs(model.eval())
     loss(model).backward()  # once said, the network goes on
 

@@ -166,11 +166,12 @@ class SharedWeights:
             kept = self._keep(running)
             weights = kept.weights
         weight = weights.weight(twin)
-        if not running and kept is not None:
-            kept.read.setdefault((twin, weight.dtype), (weight, _sums([weight])[0]))
         if not running:
-            # The caller may write to it (nn.init), which is detected later; detach drops the graph.
-            self._open.read = self.reading.places[index][1].name, weight.detach(), weight._version
+            # The caller may write to it, as nn.init and adapters do, which is detected later.
+            name = self.reading.places[index][1].name
+            self._open.read = read = _Read.of(name, weight, kept is not None)
+            if kept is not None:
+                kept.read.setdefault((twin, weight.dtype), read)
         return weight
 
     def dense_parameters(self, indices: Iterable[int]) -> dict[int, nn.Parameter]:
@@ -235,20 +236,23 @@ class SharedWeights:
         sources = list(self.sources())
         is_stale = self._state(sources) != kept.state or _differ(_sums(sources), kept.sums)
         name = kept.weights.find_written()
-        for key, (weight, before) in list(kept.read.items()):
-            if name is None and _differ(_sums([weight]), [before]):  # through `.data`
-                name = self.reading.places[key[0]][1].name
+        for read in list(kept.read.values()):
+            if name is None and read.is_written():  # through `.data`
+                name = read.name
         if name is not None or is_stale:
             self.forget()
         if name is not None:
             raise written(name)
 
     def _refuse_writes(self) -> None:
-        """Raise RuntimeError if the weight that was last read outside of a pass was written to."""
+        """Raise RuntimeError if the weight that was last read outside of a pass was written to.
+
+        A kept weight may be written through `.data`, as adapters are merged, until it is stored.
+        """
         read, self._open.read = self._open.read, None
-        if read and read[1]._version != read[2]:
+        if read and read.is_written(through_data=not read.is_kept):
             self.forget()
-            raise written(read[0])
+            raise written(read.name)
 
     def forget(self, *_: object) -> None:
         """Drop the kept weights (also a hook)."""
@@ -263,8 +267,7 @@ class _Kept:
     state: list[object]
     sources: list[Tensor]  # kept alive, so that no other tensor gets an address in `state`
     sums: list[Tensor]
-    # Weights read outside of a pass, which the reader may write to, and their checksums before.
-    read: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]]
+    read: dict[tuple[int, torch.dtype], _Read]  # outside of a pass
 
 
 @torch.no_grad()
@@ -288,6 +291,35 @@ def _differ(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
     return not all(one.is_meta or torch.equal(one, other) for one, other in pairs)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A weight that was read outside of a pass, and what a write to it changes.
+
+    The tensor itself, since `weight.data = values` moves no other one.
+    """
+
+    name: str
+    weight: Tensor
+    is_kept: bool
+    version: int
+    address: int
+    sums: Tensor
+
+    @classmethod
+    def of(cls, name: str, weight: Tensor, is_kept: bool) -> _Read:
+        """Return what `is_written` compares."""
+        before = weight._version, weight.data_ptr(), _sums([weight])[0]
+        return cls(name, weight, is_kept, *before)
+
+    def is_written(self, through_data: bool = True) -> bool:
+        """Return whether the weight was written to."""
+        if self.weight._version != self.version:
+            return True
+        if not through_data or is_traced():  # which would trace the sums
+            return False
+        return self.weight.data_ptr() != self.address or _differ(_sums([self.weight]), [self.sums])
+
+
 class _OpenPass(threading.local):
     """The forward pass that runs on one thread, and what it has generated.
 
@@ -297,7 +329,7 @@ class _OpenPass(threading.local):
     opened_by: FrameType | None = None
     weights: WeightPass | None = None
     checked = False
-    read: tuple[str, Tensor, int] | None = None
+    read: _Read | None = None
     hooks: saved_tensors_hooks | None = None
 
     def start(self, frame: FrameType | None) -> None:
