@@ -10,9 +10,9 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet torch==2.14.1
-"$folder/venv/bin/python" -W ignore - <<'PYTHON'
+"${PYTHON:-python3}" -m venv "$folder/env"
+"$folder/env/bin/python" -m pip install --quiet torch==2.14.1
+"$folder/env/bin/python" -W ignore - <<'PYTHON'
 import torch
 
 
