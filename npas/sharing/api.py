@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.sharing.budget import Budget, count_parameters, parse_budget
+from npas.sharing.budget import Budget, parse_budget
+from npas.sharing.layers import find_tensors
 from npas.sharing.layout.allocation import Allocation
 from npas.sharing.planning import Groups, Names, check_types, fit_inside, plan, refuse_meta
 from npas.sharing.runtime import audit, storage
@@ -108,7 +109,8 @@ def share(
     require("recompute", recompute, bool, "True or False")
     request = None if budget is None else parse_budget(budget)
     if request is not None:
-        needed = request.size or request.allowed(count_parameters(model))
+        trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
+        needed = request.size or request.allowed(sum(p.numel() for p in trained))
         audit.refuse_huge(model, needed, f"budget={request.canonical}")
     options: dict[str, Any] = dict(
         generator=generator, upsampler=upsampler, groups=groups,

@@ -24,7 +24,7 @@ def test_the_clock_ends_a_training_and_its_schedule(run_small, small, tmp_path, 
         return now[0]
 
     monkeypatch.setattr(TrainState, "elapsed_s", tick)
-    keys = {"trainer": {"max_seconds": 8.0, "log_every": 1}, "optim": {"schedule": "linear"}}
+    keys = {"trainer": {"max_seconds": 9.0, "log_every": 1}, "optim": {"schedule": "linear"}}
     keys["optim"]["milestones"] = []  # type: ignore[assignment]
     _, outcome = run_small(**keys)
     assert outcome.status == "done" and outcome.metrics["last"]["accuracy"] > 0
