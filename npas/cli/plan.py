@@ -125,6 +125,7 @@ def _refuse_difference(task: Task) -> None:
 def _notes(allocation: Allocation) -> list[str]:
     """Return notes on known weaknesses of a plan, with what does better."""
     from npas.sharing.generators.bases import BASES
+    from npas.sharing.generators.coefficients import OF_DEPTH
     from npas.sharing.generators.hashing import HASH
     from npas.sharing.runtime.reading import Reading
 
@@ -137,6 +138,19 @@ def _notes(allocation: Allocation) -> list[str]:
             f" ({' = '.join(pairs[0])}); sharing.generator=hash gives each layer its own"
             " (docs/choosing.md)"
         )
+    start = allocation.scheme.coefficient_init
+    if start in OF_DEPTH:
+        many = [
+            (group.name, k, len(layers))
+            for group in allocation.groups
+            for (_, k), layers in group.rows.items()
+            if k > len(layers)
+        ]
+        for name, k, count in many[:1]:
+            notes.append(
+                f"group {name} mixes {k} templates in {count} layers by {start} coefficients: on"
+                " text that did far worse than no more templates than layers (docs/choosing.md)"
+            )
     for group in allocation.groups:
         own = [layer for layer in group.layers if layer.kind in EMBEDDINGS and layer.templates]
         size = sum(layer.size for layer in own if layer.upsampler not in (HASH, *BASES))

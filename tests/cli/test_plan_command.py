@@ -66,6 +66,8 @@ def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
         )
     assert "note:" not in run(*text, "sharing.generator=hash").out
     assert "note:" not in run(*text, "sharing=no_embeddings").out
+    many = run("npas-plan", "+exp=shakespeare", "budget=2", "sharing=legendre").out
+    assert "mixes 8 templates in 4 layers by legendre coefficients: on text" in many
     assert "reads templates" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
     assert "note: sharing.init=foo does not exist yet" in run("npas-plan", "sharing.init=foo").out
 
