@@ -10,12 +10,10 @@ contains the dense network, for transformers' `from_pretrained`, and the shared 
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from npas import sharing
@@ -251,17 +249,6 @@ def _is_transformers(model: nn.Module) -> bool:
     return ("transformers", "PreTrainedModel") in names
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new tensors in this dtype, as transformers' `from_pretrained` does."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _build(folder: Path) -> nn.Module:
     import transformers
 
@@ -275,8 +262,7 @@ def _build(folder: Path) -> nn.Module:
         kind = getattr(transformers, name)
         if not issubclass(kind, transformers.PreTrainedModel):
             raise ValueError(f"{name} is not a network of transformers")
-        with _default_dtype(config.dtype or torch.get_default_dtype()):
-            network: nn.Module = kind(config)
+        network: nn.Module = kind._from_config(config)  # in the config's dtype
     except Exception as error:  # a damaged file may raise anything
         raise ValueError(
             f"{folder} does not name its network of transformers ({reason(error)}): give"

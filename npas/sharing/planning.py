@@ -12,7 +12,7 @@ from npas.sharing.compression import pricing
 from npas.sharing.generators import schemes
 from npas.sharing.generators.coefficients import FIXED, OF_DEPTH, STARTS
 from npas.sharing.generators.upsample import UPSAMPLERS
-from npas.sharing.layers import find_layers
+from npas.sharing.layers import find_layers, find_tensors
 from npas.sharing.layout.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.layout.allocator import allocate, allocate_templates
 from npas.sharing.layout.groups import assign_groups
@@ -74,6 +74,7 @@ def plan(
     request = None if budget is None else parse_budget(budget)
     if init == "fit" and (found := fit_inside(model, request, options, batches)):
         return found.allocation
+    specs = [layer.spec for layer in find_layers(model, include, exclude)]
     dense = count_parameters(model)
     if request is not None and (request.size or request.allowed(dense)) > MOST * dense:
         raise ValueError(
@@ -82,7 +83,6 @@ def plan(
         )
     if generator is None:
         generator = _default_generator(request, dense, options)
-    specs = [layer.spec for layer in find_layers(model, include, exclude)]
     if init not in ("fresh", "fit"):
         raise ValueError(f"init={init!r} is unknown: choose fresh, fit")
     check_options(options | {"generator": generator})
@@ -152,7 +152,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{option}={count!r} is unknown: give a number, or 'layers'")
         most = math.inf if option == "max_templates" else MOST
         if isinstance(count, Integral) and not 1 <= int(count) <= most:
-            raise ValueError(f"{option}={count} is out of range: give a number from 1 to {most:,}")
+            numbers = f"from 1 to {most:,}" if option != "max_templates" else "from 1 on"
+            raise ValueError(f"{option}={count} is out of range: give a number {numbers}")
     fixed = generator != "wavg" or not trains or start in ("sparse", *OF_DEPTH)
     others = low_rank or options["upsample_templates"] > 1
     if options["allocator"] == "reference" and options["templates"] is None and (fixed or others):
@@ -253,6 +254,6 @@ def fit_inside(
 
 
 def refuse_meta(model: nn.Module) -> None:
-    """Raise ValueError if a parameter is on the meta device."""
-    if any(parameter.is_meta for parameter in model.parameters()):
+    """Raise ValueError if a parameter is on the meta device, or has no shape yet."""
+    if any(tensor.parameter.is_meta for tensor in find_tensors(model)):
         raise ValueError("the network is on the meta device, without values: build it on the CPU")

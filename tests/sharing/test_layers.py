@@ -203,6 +203,14 @@ def test_unshareable_networks_are_refused_and_left_unchanged(name):
     assert list(model.state_dict()) == before
 
 
+def test_parameters_without_a_shape_are_refused_however_a_network_is_shared():
+    for how in ({"budget": 0.5}, {"templates": 1}):
+        for init in ("fresh", "fit"):
+            for function in (npas.plan, npas.share):
+                with pytest.raises(ValueError, match="weight' has no shape yet: run one batch"):
+                    function(two(nn.LazyLinear(8)), init=init, **how)
+
+
 @pytest.mark.parametrize("name", ["integers", "packed", "float8", "sparse", "expanded"])
 def test_a_tensor_that_cannot_be_shared_may_stay_outside(name):
     model = REFUSED[name][0]()
