@@ -100,6 +100,7 @@ def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatc
         "[npas.models]\nmlp = npas_mlp.mlp\n"
     )
     monkeypatch.setattr(schemes, "_found", {})
+    plugins._found.cache_clear()
     assert evaluate.main([f"run={folder}"]) == 2
     said = capsys.readouterr().err
     assert "there is no 'rolled'" in said and "install its package" in said

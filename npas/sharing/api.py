@@ -109,8 +109,9 @@ def share(
     require("recompute", recompute, bool, "True or False")
     request = None if budget is None else parse_budget(budget)
     if request is not None:
-        trained = [t.parameter for t in find_tensors(model) if t.parameter.requires_grad]
-        needed = request.size or request.allowed(sum(p.numel() for p in trained))
+        # No name here may hold the dense parameters: they are freed as soon as banks replace them.
+        trained = sum(t.parameter.numel() * t.parameter.requires_grad for t in find_tensors(model))
+        needed = request.size or request.allowed(trained)
         audit.refuse_huge(model, needed, f"budget={request.canonical}")
     options: dict[str, Any] = dict(
         generator=generator, upsampler=upsampler, groups=groups,

@@ -7,6 +7,8 @@ A script registers its own at its top level, so that its child processes do so t
     npas.register_model("mlp", sys.modules[__name__])
 """
 
+import sys
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -66,6 +68,11 @@ def config_folders() -> list[Path]:
 
 
 def _entries(group: str) -> dict[str, EntryPoint]:
+    return _found(group, tuple(sys.path))
+
+
+@cache  # a search reads the metadata of every installed package: 10 ms or more
+def _found(group: str, _folders: tuple[str, ...]) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
 
 

@@ -1,8 +1,10 @@
 """What `npas.share` promises beside the matrix: starts, seeds, refusals, summaries, FLOPs."""
 
 import copy
+import gc
 import re
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -64,6 +66,43 @@ def test_same_seed_same_network_other_seed_another():
     states = [npas.share(ZOO[0].make(), 0.5, seed=seed).state_dict() for seed in (3, 3, 4)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["npas_bank_0"], states[2]["npas_bank_0"])
+
+
+def test_dense_weights_are_freed_while_sharing_and_held_ones_reported(tmp_path, monkeypatch):
+    """No reference cycle and no name may hold them: a large network's memory counts once."""
+    images = torch.randn(2, *ZOO[0].batch()[0].shape[1:])
+    npas.save(npas.share(ZOO[0].make(), 0.5), tmp_path)
+    ways = {
+        "share": lambda model: npas.share(model, 0.5),
+        "load": lambda model: npas.load(tmp_path, model),
+        "fit": lambda model: npas.share(model, 0.5, init="fit"),
+        "fit_batches": lambda model: npas.share(model, 0.5, init="fit", batches=[images]),
+        "fit_templates": lambda model: npas.share(model, templates=1, groups="shape", init="fit"),
+    }
+    gc.collect()
+    gc.disable()
+    try:
+        for name, share in ways.items():
+            model = ZOO[0].make()
+            weights = [weakref.ref(p) for p in model.parameters() if p.ndim > 1]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".* look fresh")
+                with monkeypatch.context() as patched:  # a slow search for who holds them
+                    patched.setattr(gc, "collect", lambda: pytest.fail("they are still held"))
+                    share(model)
+            ordinary = {id(parameter) for parameter in model.parameters()}
+            alive = [ref() for ref in weights if ref() is not None]
+            assert len(alive) < len(weights) and {id(p) for p in alive} <= ordinary, name
+            del alive
+            model = ZOO[0].make()
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            with pytest.warns(UserWarning) as caught:
+                share(model)
+            said = [str(warning.message) for warning in caught]
+            assert any("SGD was made before npas.share and holds" in line for line in said), name
+            assert optimizer.param_groups
+    finally:
+        gc.enable()
 
 
 def test_what_fails_while_sharing_leaves_the_network_dense(tmp_path):
