@@ -70,10 +70,7 @@ WRONG = [
     ({"exp": "../elsewhere"}, "exp must be a folder name"),
     ({"budget": None}, "budget is missing: set budget=0.1, budget=dense or sharing.templates"),
     ({"sharing__templates": 2}, "budget=0.1 and sharing.templates=2 exclude each other"),
-    (
-        {"sharing__generator": "mlp"},
-        "there is no 'mlp'; choose from avg, wavg, emb, channels, basis, factorized, hash (or",
-    ),
+    ({"sharing__generator": "mpl"}, "there is no 'mpl'; did you mean mlp?"),
     ({"sharing__groups": "all"}, "sharing.groups must be single, type, shape, random, learned"),
     ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none cannot be read (No such file"),
     ({"sharing__groups": "random"}, "sharing.groups=random needs a number of groups"),

@@ -10,7 +10,9 @@ from npas.utils.checks import Ranged, join, near, within
 
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
-Generator = Literal["avg", "wavg", "emb", "channels", "basis", "factorized", "hash"]
+Generator = Literal[
+    "avg", "wavg", "emb", "mlp", "channels", "tiles", "basis", "factorized", "hash"
+]  # fmt: skip
 SEARCHED = ("learned", "gradient")  # groupings that need a search
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 FIT = "fit"  # sharing.init=fit or fit:PATH fits the sharing to trained weights
@@ -139,7 +141,7 @@ class SharingConfig(Ranged, section="sharing."):
 
     @property
     def is_structured(self) -> bool:
-        return self.generator not in ("avg", "wavg", "emb")
+        return self.generator not in ("avg", "wavg", "emb", "mlp")
 
     @property
     def fits(self) -> bool:

@@ -75,8 +75,9 @@ def share(
     - `budget`: all trainable parameters, as `0.1` or `"10%"` of the dense count, `2.0` or `"18M"`;
       or `"16MB"`, the bytes of the artifact that `write_artifact` makes with `packing`.
     - `templates`: K, instead of a budget (soft sharing); "layers" is the group's number of layers.
-    - `generator`: avg, wavg or emb (coefficients per layer), channels (coefficients per output
-      channel), basis, hash or factorized (see `structured`), or a registered one (see `schemes`).
+    - `generator`: avg, wavg, emb or mlp (coefficients per layer), channels (coefficients per output
+      channel), tiles, basis, hash or factorized (see `structured`), or a registered one (see
+      `schemes`).
       The default is hash, the best at equal budgets (docs/choosing.md), and wavg, as in the paper,
       from the dense count on, for a budget in bytes and with options about templates.
     - `coefficient_init`: orthogonal, sparse (one template per layer), released (one orthogonal

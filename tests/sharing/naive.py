@@ -57,7 +57,7 @@ def stretched(layer, values, learned):
         return values
     if layer.upsampler == "inter":
         rows, columns = layer.source
-        height = 1 if rows == 1 else layer.shape[0]
+        height = 1 if rows == 1 else sides(layer)[0]
         source = values.reshape(rows, columns)
         return linear(rows, height) @ source @ linear(columns, layer.size // height).T
     if layer.upsampler == "repeat":
@@ -70,6 +70,8 @@ def stretched(layer, values, learned):
         starts = [i * (length - layer.size) // max(k - 1, 1) for i in range(k)]
         templates = torch.stack([values[s : s + layer.size].view(out, -1) for s in starts])
         return torch.einsum("kr,krn->rn", learned, templates).reshape(-1)
+    if layer.upsampler == "tiles":
+        return from_tiles(layer, values, learned)
     if layer.upsampler in ("rows", "columns"):
         return from_basis(layer, values, learned)
     if layer.upsampler == "mask":
@@ -97,15 +99,37 @@ def hashed(layer, values):
     return torch.stack(found)
 
 
+def sides(layer):
+    """Return the sides of a weight's matrix: its first dimension above 1, and the others."""
+    out = next((n for n in layer.shape if n > 1), 1)
+    return out, layer.size // out
+
+
 def from_basis(layer, values, learned):
     """Return the product of mixtures and vectors, either filled up with zeros."""
-    out, rest = layer.shape[0], layer.size // layer.shape[0]
+    out, rest = sides(layer)
     rows, length = (out, rest) if layer.upsampler == "rows" else (rest, out)
     vectors = -(-len(values) // length)
     basis, mixtures = values.new_zeros(vectors * length), values.new_zeros(vectors * rows)
     basis[: len(values)], mixtures[: learned.numel()] = values, learned.reshape(-1)
     weight = mixtures.view(vectors, rows).T @ basis.view(vectors, length)
     return (weight if layer.upsampler == "rows" else weight.T).reshape(-1)
+
+
+def from_tiles(layer, values, learned):
+    """Return the matrix, tile by tile: mixtures of vectors, either filled up with zeros."""
+    (rows, columns), (height, width) = sides(layer), layer.source
+    corners = [(r, c) for r in range(0, rows, height) for c in range(0, columns, width)]
+    vectors = -(-len(values) // (height * width))
+    basis = values.new_zeros(vectors, height * width)
+    basis.view(-1)[: len(values)] = values
+    mixtures = values.new_zeros(vectors, len(corners))
+    mixtures.view(-1)[: learned.numel()] = learned.reshape(-1)
+    weight = values.new_zeros(rows + height, columns + width)
+    for (r, c), alpha in zip(corners, mixtures.T, strict=True):
+        tile = sum(alpha[k] * basis[k] for k in range(vectors))
+        weight[r : r + height, c : c + width] = tile.view(height, width)
+    return weight[:rows, :columns].reshape(-1)
 
 
 def linear(before, after):

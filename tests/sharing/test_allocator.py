@@ -116,10 +116,10 @@ def count(plan):
             total += layer.size if not k else 0
             total += layer.learned[0] * layer.learned[1]
             total += layer.rank * sum(matrix_form(layer.shape))
-            total += k if layer.mixing == "wavg" else 24 if layer.mixing == "emb" else 0
-            if layer.mixing == "emb":
-                maps.add(k)
-        total += sum(25 * k for k in maps)
+            total += {"wavg": k, "emb": 24, "mlp": 24}.get(layer.mixing, 0)
+            if layer.mixing in ("emb", "mlp"):
+                maps.add((k, layer.mixing))
+        total += sum(25 * k + 25 * 24 * (mixing == "mlp") for k, mixing in maps)
     return total
 
 

@@ -37,7 +37,7 @@ def drawn(shape, rng):
 
 
 OWN = {
-    "tiles": (lambda shape, values: (0, 0), drawn, tiled),
+    "strips": (lambda shape, values: (0, 0), drawn, tiled),
     "gains": (lambda shape, values: (shape[0], 1), drawn, gains),
     "copies": (
         lambda shape, values: (-(-math.prod(shape) // values), 1),

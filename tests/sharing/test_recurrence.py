@@ -74,7 +74,7 @@ def test_nothing_to_make_alike_is_refused():
         recurrence_reward(chain(generator="avg"))
     with pytest.raises(ValueError, match="not shared"):
         similarity(nn.Linear(2, 2))
-    for generator in ("hash", "basis", "factorized", "channels"):
+    for generator in ("hash", "basis", "tiles", "factorized", "channels"):
         with pytest.raises(ValueError, match="has no coefficients per layer to compare: share"):
             similarity(shared(0.2, generator=generator))
 

@@ -39,8 +39,10 @@ LOW = [
     {"generator": "hash"},
     {"generator": "factorized", "low_rank": 1},
     {"upsample_templates": 3},
+    {"generator": "tiles"},
+    {"generator": "mlp"},
 ]
-LOW_BUDGETS = ("20%", "60%", "35%")
+LOW_BUDGETS = ("20%", "60%", "35%", "80%")
 CASES = [
     (specimen, schemes[i % len(schemes)], budgets[i % len(budgets)])
     for schemes, budgets in ((SCHEMES, BUDGETS), (LOW, LOW_BUDGETS))
@@ -194,7 +196,7 @@ def test_a_layer_of_its_own_shape_weighs_all_its_templates():
         ({"upsample_templates": 2, "upsampler": "mask"}, "leave upsampler and coefficient_init"),
         *(
             ({"generator": name, option: value}, f"mixes no templates, which {option}={value!r} is")
-            for name in ("hash", "basis", "factorized")
+            for name in ("hash", "basis", "tiles", "factorized")
             for option, value in (("upsampler", "mask"), ("max_templates", 4), ("templates", 2))
         ),
         ({"upsample_templates": 2, "generator": "channels"}, "which upsample_templates=2 is about"),
@@ -284,6 +286,9 @@ PRESETS = {
     "basis": {"budget": 0.3},
     "hashed": {"budget": 0.2},
     "factorized": {"budget": 0.4},
+    "tiles": {"budget": 0.3},
+    "embedding": {"budget": 0.5},
+    "mlp": {"budget": 0.6},
 }
 FOLDER = Path(npas.configs.__path__[0]) / "sharing"
 

@@ -21,7 +21,7 @@ from npas.utils.printing import Grid, Shown
 @pytest.mark.parametrize(
     ("budget", "generator", "upsampler"),
     [(0.05, "avg", u) for u in ("inter", "repeat", "mask", "wavg")]
-    + [(budget, g, "inter") for budget in (0.3, 2.5) for g in ("avg", "wavg", "emb")],
+    + [(budget, g, "inter") for budget in (0.3, 2.5) for g in ("avg", "wavg", "emb", "mlp")],
 )
 def test_generated_weights_start_with_the_dense_spread(budget, generator, upsampler):
     """Layers of different fan-in read one bank; each starts with its own variance."""

@@ -104,7 +104,7 @@ def test_several_maps_make_upsampled_layers_differ():
 @pytest.mark.parametrize(
     "options",
     [
-        *({"generator": name} for name in ("hash", "basis", "channels", "factorized")),
+        *({"generator": name} for name in ("hash", "basis", "channels", "tiles", "factorized")),
         {"low_rank": 2},
     ],
     ids=str,
@@ -148,7 +148,9 @@ def test_hashed_reading_passes_gradcheck(bank):
 def test_what_one_group_leaves_over_goes_to_groups_with_room():
     torch.manual_seed(0)
     sides = ((9, 24), (6, 24), (11, 6), (6, 11), (7, 6), (23, 7))
-    for generator, budget in itertools.product(("hash", "basis", "factorized"), range(70, 100, 2)):
+    for generator, budget in itertools.product(
+        ("hash", "basis", "tiles", "factorized"), range(70, 100, 2)
+    ):
         model = torch.nn.ModuleList(torch.nn.Linear(*side, bias=False) for side in sides)
         plan = npas.plan(model, budget / 100, generator=generator, groups="shape")
         assert 0 <= plan.budget.allowed - plan.budget.used <= len(plan.layers), (generator, budget)

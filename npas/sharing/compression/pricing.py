@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from npas.sharing.budget import count_parameters
 from npas.sharing.compression.quantize import PLAIN, count_bytes
-from npas.sharing.generators.bases import BASES, extent
+from npas.sharing.generators.bases import extent
 from npas.sharing.generators.low_rank import count_corrections
 from npas.sharing.layers import PREFIX, LayerSpec, bank_name, matrix_form
 from npas.sharing.layout.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
@@ -126,7 +126,8 @@ def _bank_row(group: GroupAllocation) -> int:
     """Return the values per scale of a bank: the row length with which most weights read it."""
     weights: dict[int, int] = {}
     for layer in group.layers:
-        rows, columns = extent(layer)[1:][::-1] if layer.upsampler in BASES else layer.source
+        by_sides = layer.upsampler in ("rows", "columns")
+        rows, columns = extent(layer)[1:][::-1] if by_sides else layer.source
         row = columns if rows > 1 else matrix_form(layer.shape)[1]
         weights[row] = weights.get(row, 0) + layer.size
     return max(weights, key=weights.__getitem__)

@@ -6,6 +6,10 @@ learned mixture is K x (R - P), since P rows can be basis vectors themselves. Wi
 rank K takes K (R + N - K) parameters, its degrees of freedom, instead of K (R + N). The last vector
 and its mixtures may be truncated (padded by zeros) to meet a budget exactly.
 
+Tiles, after SuperWeights (Teterwak et al., WACV 2024): the weight's matrix is cut into tiles of one
+shape, those at its lower and right edges cropped, and each tile is a row of R x N as above: larger
+layers consist of more tiles, each with K coefficients.
+
 Channels: row r, an output channel, mixes the r-th rows of the layer's K templates by its own
 coefficients; all rows' are K x R.
 """
@@ -27,8 +31,9 @@ from npas.sharing.torch_private import is_traced
 if TYPE_CHECKING:
     from npas.sharing.layout.allocation import LayerAllocation
 
-BASES = ("rows", "columns")
-"""Whether the rows or the columns of a weight's matrix, out x rest, mix the basis."""
+TILES = "tiles"
+BASES = ("rows", "columns", TILES)
+"""What mixes the basis: rows or columns of a weight's matrix, out x rest, or tiles of it."""
 CHANNELS = "channels"
 
 
@@ -37,7 +42,15 @@ def extent(layer: LayerAllocation) -> tuple[int, int, int]:
     rows, values = matrix_form(layer.shape)
     if layer.upsampler == "columns":
         rows, values = values, rows
+    elif layer.upsampler == TILES:
+        rows, values = math.prod(tile_grid(layer.shape, layer.source)), math.prod(layer.source)
     return rows, values, -(-layer.template_size // values)
+
+
+def tile_grid(shape: tuple[int, ...], tile: tuple[int, int]) -> tuple[int, int]:
+    """Return how many tiles cover the height and the width of a weight's matrix."""
+    rows, columns = matrix_form(shape)
+    return -(-rows // tile[0]), -(-columns // tile[1])
 
 
 def basis_weight(source_T: Tensor, learned: Tensor, layer: LayerAllocation) -> Tensor:
@@ -51,7 +64,12 @@ def basis_weight(source_T: Tensor, learned: Tensor, layer: LayerAllocation) -> T
         pair = torch.cat([basis_KN[: len(layer.kept)], weight_RN])
         order = (_order if is_traced() else _remembered)(layer.kept, rows, source_T.device)
         weight_RN = pair.index_select(0, order)
-    return (weight_RN if layer.upsampler == "rows" else weight_RN.T).reshape(-1)
+    if layer.upsampler == TILES:
+        (down, across), (height, width) = tile_grid(layer.shape, layer.source), layer.source
+        tiles = weight_RN.view(down, across, height, width).transpose(1, 2)
+        rows, columns = matrix_form(layer.shape)
+        weight_RN = tiles.reshape(down * height, across * width)[:rows, :columns]
+    return (weight_RN.T if layer.upsampler == "columns" else weight_RN).reshape(-1)
 
 
 def template_starts(span: int, size: int, count: int) -> list[int]:

@@ -80,6 +80,29 @@ class Embedding(Average):
         return torch.addmm(parameters["shift"], parameters["embeddings"], parameters["affine"])
 
 
+class MLP(Embedding):
+    """Mix by an MLP of a layer embedding: alpha = tanh(phi U + c) W + b."""
+
+    def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
+        inner = {"inner": (EMBEDDING_SIZE, EMBEDDING_SIZE), "inner_shift": (EMBEDDING_SIZE,)}
+        return inner | super().shapes(layers, templates)
+
+    def initial(self, alpha_LK: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        drawn = super().initial(alpha_LK, rng)
+        inner_EE = orthogonal_rows(EMBEDDING_SIZE, EMBEDDING_SIZE, rng)
+        hidden_LE = (drawn["embeddings"] / 2).atanh()  # within (-1, 1): rows have norm one
+        return drawn | {
+            "embeddings": hidden_LE @ inner_EE.T,
+            "inner": inner_EE,
+            "inner_shift": torch.zeros(EMBEDDING_SIZE),
+            "affine": drawn["affine"] * 2,
+        }
+
+    def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
+        inner = parameters["inner_shift"], parameters["embeddings"], parameters["inner"]
+        return torch.addmm(parameters["shift"], torch.addmm(*inner).tanh(), parameters["affine"])
+
+
 class Alike(Average):
     """Start with equal coefficients for all layers, for a search that learns their differences.
 
@@ -106,9 +129,9 @@ class Alike(Average):
         return alpha_LK.softmax(1) if self.softmax else alpha_LK
 
 
-STRUCTURED = ("channels", "basis", "factorized", "hash")
+STRUCTURED = ("channels", "tiles", "basis", "factorized", "hash")
 """Generators without coefficients per layer; `bases` and `hashing` make their weights."""
-CHOICES = ("avg", "wavg", "emb", *STRUCTURED)
+CHOICES = ("avg", "wavg", "emb", "mlp", *STRUCTURED)
 """The generators that users choose from; the others are internal."""
 ROWS = ("coefficients", "embeddings", FIXED)
 """The kinds of parameters and buffers that have a row per layer."""
@@ -117,6 +140,7 @@ GENERATORS: dict[str, Average] = {
     "avg": Average(),
     "wavg": WeightedAverage(),
     "emb": Embedding(),
+    "mlp": MLP(),
     FIXED: WeightedAverage(FIXED),
     "search_wavg": Alike(WeightedAverage()),
     "search_emb": Alike(Embedding()),

@@ -10,7 +10,7 @@ from typing import Any
 from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
 from npas.sharing.generators import schemes
-from npas.sharing.generators.bases import BASES, CHANNELS, extent
+from npas.sharing.generators.bases import BASES, CHANNELS, TILES, extent
 from npas.sharing.generators.coefficients import GENERATORS
 from npas.sharing.generators.hashing import HASH
 from npas.sharing.layers import LayerSpec, matrix_form
@@ -45,9 +45,10 @@ class LayerAllocation(LayerSpec):
       for an ordinary parameter.
     - `mixing`: none (one template, no coefficients), avg, wavg, emb or fixed.
     - `upsampler`: None if templates have the weight's size. Otherwise `source` is the matrix form
-      of a template and `learned` the shape of the upsampler's weights. With rows or columns (a
-      shared basis, see `bases`) these are mixtures, and `kept` lists the rows or columns that are
-      basis vectors. With channels `learned` is K x output channels; a template is a span of K.
+      of a template and `learned` the shape of the upsampler's weights. With rows, columns or tiles
+      (a shared basis, see `bases`) these are mixtures, `source` is the shape of a tile, and `kept`
+      lists the rows or columns that are basis vectors. With channels `learned` is K x output
+      channels; a template is a span of K templates.
     - `first`: the weights of the layers before it, for hash and registered schemes.
     - `scale`: the index of its fixed scale in the network's scales.
     - `rank`: the rank of a low-rank correction added to the generated weight; 0 for none.
@@ -83,6 +84,8 @@ class LayerAllocation(LayerSpec):
             how = f"inter from {self.source[0]}x{self.source[1]}"
         elif self.upsampler in BASES:
             how = f"{extent(self)[2]} vectors by {self.upsampler}"
+            if self.upsampler == TILES:
+                how += f" of {self.source[0]}x{self.source[1]}"
         elif self.upsampler == CHANNELS:
             how = f"{self.learned[0]} templates by channel"
         elif self.upsampler == HASH:

@@ -3,7 +3,10 @@
 - hash: a layer consists of signed rows of the bank, which are read equally often (see `hashing`).
 - basis: a weight is a matrix R x N, R the shorter side. Row or column r mixes vectors of length N
   in the bank (see `bases`). A layer reads the whole bank, or a part of its own size if smaller.
-- factorized: the same, but each layer has its own part of the bank: W = B A of low rank. Nothing is
+- tiles: each tile of a weight mixes vectors of the bank, of the size of one tile. It has the height
+  and the width of the smallest layers, but for those that are few parameters together and stay
+  whole, and is halved until several templates fit.
+- factorized: as basis, but each layer has its own part of the bank: W = B A of low rank. Nothing is
   shared, and the smallest layers are whole; this is a baseline.
 - registered schemes: a layer reads a span of the bank of its own size, or the whole bank.
 """
@@ -13,19 +16,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from npas.sharing.generators import schemes
-from npas.sharing.generators.bases import CHANNELS
+from npas.sharing.generators.bases import CHANNELS, TILES, tile_grid
 from npas.sharing.generators.coefficients import OF_DEPTH, STRUCTURED
 from npas.sharing.generators.hashing import HASH, largest_bank
 from npas.sharing.layers import LayerSpec, matrix_form
 from npas.sharing.layout.allocation import GroupAllocation, LayerAllocation
 from npas.sharing.layout.draft import place_spans
 
-WHOLE = ("basis", "factorized", HASH)
+WHOLE = ("basis", TILES, "factorized", HASH)
 SMALLEST_BANK = 16
 """The smallest bank, except for a layer that is smaller."""
 
@@ -74,7 +77,7 @@ def size_whole(
         )
     if available == total:
         return GroupAllocation(name, 0, tuple(LayerAllocation(**vars(layer)) for layer in layers))
-    sizing = {"basis": _basis, "factorized": _factorized, HASH: _hashed}
+    sizing = {"basis": _basis, TILES: _tiled, "factorized": _factorized, HASH: _hashed}
     if generator not in sizing:
         return _foreign(name, layers, available, generator)
     return sizing[generator](name, layers, available)
@@ -84,6 +87,9 @@ def smallest_whole(layers: Sequence[LayerSpec], generator: str) -> int:
     """Return the fewest parameters that a group can be planned with."""
     if generator == HASH:
         return min(SMALLEST_BANK, *(layer.size for layer in layers))
+    if generator == TILES:
+        costs = (math.prod(tile) + count for tile, count in _tiles(layers))
+        return min(*costs, sum(layer.size for layer in layers))
     if generator not in WHOLE:
         banks = _banks(layers)
         costs = (bank + _learned(layers, bank, generator) for bank in banks)
@@ -206,11 +212,73 @@ def _basis(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAlloc
     return GroupAllocation(name, bank, planned)
 
 
+def _tiles(layers: Sequence[LayerSpec]) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield tiles and how many cover the layers: from the smallest layers' sides on, halved."""
+    heights, widths = zip(*(matrix_form(layer.shape) for layer in layers), strict=True)
+    height, width = min(heights), min(widths)
+    while True:
+        tile = height, width
+        yield tile, sum(math.prod(tile_grid(layer.shape, tile)) for layer in layers)
+        if tile == (1, 1):
+            return
+        if height > width:
+            height = -(-height // 2)
+        else:
+            width = -(-width // 2)
+
+
+def _tile(layers: Sequence[LayerSpec], available: int) -> tuple[tuple[int, int], int]:
+    """Return the first tile of which TEMPLATES fit, else the one of which most do."""
+    best, most = ((0, 0), 0), -1
+    for tile, count in _tiles(layers):
+        vectors = available // (math.prod(tile) + count)
+        if vectors > most:
+            best, most = (tile, count), vectors
+        if vectors >= TEMPLATES:
+            break
+    return best
+
+
+def _tiled(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAllocation:
+    small = _small(layers, available)
+    kept = sum(layers[i].size for i in small)
+    rest = [layer for i, layer in enumerate(layers) if i not in small]
+    tile, count = _tile(rest, available - kept)
+    if kept + math.prod(tile) + count > available:
+        small, kept, (tile, count) = set(), 0, _tile(layers, available)
+    # A truncated vector meets the budget exactly, with coefficients of the largest layers' tiles.
+    values = math.prod(tile)
+    vectors, left = divmod(available - kept, values + count)
+    more = min(max(1, left * values // (values + count)), values) if left > 1 else 0
+    left -= more
+    whole, start, planned = vectors * values, 0, dict[int, LayerAllocation]()
+    for i, layer in sorted(enumerate(layers), key=lambda pair: -pair[1].size):
+        if i in small:
+            how: dict[str, Any] = {"templates": (start,), "template_size": layer.size}
+            start += layer.size
+        else:
+            tiles = math.prod(tile_grid(layer.shape, tile))
+            part = min(tiles, left)
+            left -= part
+            how = {"templates": (kept,), "template_size": whole + (more if part else 0)}
+            learned = (
+                (vectors + bool(part), tiles) if part in (0, tiles) else (1, vectors * tiles + part)
+            )
+            how |= {"upsampler": TILES, "source": tile, "learned": learned}
+        planned[i] = LayerAllocation(**vars(layer), **how)
+    return GroupAllocation(name, kept + whole + more, tuple(planned[i] for i in range(len(layers))))
+
+
+def _small(layers: Sequence[LayerSpec], available: int) -> set[int]:
+    """Return the indices of the smallest layers, at most 1 / SMALL of the parameters together."""
+    by_size = sorted(range(len(layers)), key=lambda i: layers[i].size)
+    sums = itertools.accumulate(layers[i].size for i in by_size)
+    return {i for i, total in zip(by_size, sums, strict=True) if total <= available // SMALL}
+
+
 def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> GroupAllocation:
     sides = [_Side.of(layer) for layer in layers]
-    by_size = sorted(range(len(sides)), key=lambda i: layers[i].size)
-    sums = itertools.accumulate(layers[i].size for i in by_size)
-    small = {i for i, total in zip(by_size, sums, strict=True) if total <= available // SMALL}
+    small = _small(layers, available)
 
     def ranks(part: int) -> list[int]:
         """Return ranks in proportion to those at which a factorization costs the layer's size."""
@@ -251,6 +319,8 @@ def _factorized(name: str, layers: Sequence[LayerSpec], available: int) -> Group
     return GroupAllocation(name, start, tuple(planned))
 
 
+TEMPLATES = 8
+"""The least number of templates of tiles, while tiles can be halved."""
 PARTS = 1 << 20
 SMALL = 30
 """The smallest layers, at most 1 / SMALL of the parameters, are not factorized: a classifier or a

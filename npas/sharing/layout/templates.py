@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from npas.sharing.generators.bases import BASES, extent
+from npas.sharing.generators.bases import BASES, TILES, extent
 from npas.sharing.layers import bank_name, matrix_form
 from npas.sharing.layout.allocation import LayerAllocation
 
@@ -25,8 +25,8 @@ def bank_templates(model: nn.Module) -> dict[nn.Parameter, list[Templates]]:
     """Return the templates of each bank of a network, without duplicates.
 
     A template of a layer's size has the shape of the layer's matrix, a resized one that of its
-    source map. A basis is a matrix with one vector per row. Any other template is a single row.
-    Pruned and parametrized banks are left out.
+    source map, one that tiles mix that of a tile. A basis is a matrix with one vector per row. Any
+    other template is a single row. Pruned and parametrized banks are left out.
     """
     found: dict[nn.Parameter, list[Templates]] = {}
     for module in model.modules():
@@ -50,6 +50,10 @@ def _matrices(layer: LayerAllocation) -> list[tuple[tuple[int, int], tuple[int, 
     if layer.upsampler in BASES:  # whole vectors, then a truncated one
         (start,), length = layer.templates, extent(layer)[1]
         whole, rest = divmod(layer.template_size, length)
+        if layer.upsampler == TILES:
+            at = tuple(start + k * length for k in range(whole))
+            tail = [((1, rest), (start + whole * length,))] if rest else []
+            return [(layer.source, at), *tail]
         parts = ((whole, length), (start,)), ((1, rest), (start + whole * length,))
         return [part for part in parts if part[0][0] * part[0][1]]
     shape = layer.source if layer.upsampler == "inter" else (1, layer.template_size)

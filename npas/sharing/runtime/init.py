@@ -205,7 +205,7 @@ def _draw_generators(
             if kind in ROWS:
                 values[by_size] = values.clone()
             _set(root, generator_name(kind, g, templates), values)
-        if mixing not in ("wavg", "emb", FIXED):  # those have norm one, or a released start
+        if mixing not in ("wavg", "emb", "mlp", FIXED):  # those have norm one, or a released start
             alpha_LK = generator.coefficients(drawn, len(indices), templates)
             for i, norm in zip(indices, alpha_LK.norm(dim=1).tolist(), strict=True):
                 norms[i] = norm
