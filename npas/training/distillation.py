@@ -7,6 +7,7 @@ only once.
 
 import dataclasses
 import fnmatch
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
 from npas.sharing.trained import activations
 from npas.sharing.trained.distillation import distillation_loss, logits
 from npas.tasks.base import Batch, Task
+from npas.tasks.common.checksums import bytes_of
 from npas.training import initial
 from npas.training.experiment import Experiment, build_network, to_device
 from npas.training.grouping import SEARCH
@@ -125,7 +127,15 @@ def prepare(experiment: Experiment) -> None:
         learner.loss(experiment.model, batch)
         if config.distill.cache is not None and not config.dry_run:
             learner.cache = TeacherCache(config, task, teacher, process)
-    experiment.distilled = learner
+    experiment.distilled, experiment.teacher = learner, digest_of(teacher)
+
+
+def digest_of(network: nn.Module) -> str:
+    """Return a digest of a network's tensors and their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def _dense(config: Config, task: Task) -> nn.Module:

@@ -48,6 +48,7 @@ class Experiment:
     init: dict[str, str] | None = None
     unfinished: str | None = None  # how far an unfinished run was trained
     distilled: Learner | None = None  # the task with a teacher
+    teacher: str | None = None  # a digest of the teacher's weights
 
     @property
     def learner(self) -> Learner:

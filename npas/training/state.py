@@ -100,6 +100,7 @@ class TrainState:
             "architecture": self.architecture,
             "ranks": self.process.world,
             "start": self.experiment.init,
+            "teacher": self.experiment.teacher,
             "origin": self.origin,
         }
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
@@ -150,6 +151,12 @@ class TrainState:
 
     def _load(self, found: Checkpoint) -> None:
         self.progress = found.progress
+        teacher = found.state.get("teacher")
+        if teacher and teacher != self.experiment.teacher:
+            raise ValueError(
+                f"distill.teacher={self.config.distill.teacher} has other weights than the teacher"
+                f" of {found.folder}: restore them, or set resume=never"
+            )
         steps = self.experiment.task.steps_per_epoch(self.config.batch_size)
         with found.refusing(), torch.no_grad():
             done, rest = divmod(self.progress.step, steps)

@@ -57,12 +57,20 @@ def test_each_sample_is_asked_for_once_and_the_next_run_asks_for_none(unmoved, t
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
-def test_a_resumed_run_is_bit_exact(unmoved, taught, tmp_path, monkeypatch):
+def test_a_resumed_run_is_bit_exact_and_needs_the_teacher_that_it_had(
+    unmoved, taught, run_small, tmp_path, monkeypatch
+):
     straight, expected, _ = taught("straight", trainer={"grad_accum_steps": 2})
     shutil.rmtree(tmp_path / "kept")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_after(patch, 1)
         taught("killed", trainer={"grad_accum_steps": 2})
+    (tmp_path / "teacher").rename(tmp_path / "first")
+    run_small("teacher", epochs=1, seed=8)
+    with pytest.raises(ValueError, match=r"has other weights than the teacher of .*resume=never"):
+        taught("killed", trainer={"grad_accum_steps": 2})
+    shutil.rmtree(tmp_path / "teacher")
+    (tmp_path / "first").rename(tmp_path / "teacher")
     resumed, outcome, asked = taught("killed", trainer={"grad_accum_steps": 2})
     assert asked == 0 and outcome.metrics == expected.metrics
     assert same(straight.model, resumed.model)
