@@ -75,9 +75,13 @@ WRONG = [
     ({"sharing__groups": "runs/none"}, "sharing.groups=runs/none cannot be read (No such file"),
     ({"sharing__groups": "random"}, "sharing.groups=random needs a number of groups"),
     ({"sharing__num_groups": 3}, "sharing.num_groups=3 is for sharing.groups=random, learned or"),
-    (
-        {"sharing": {"groups": "learned", "num_groups": 2, "generator": "avg"}},
-        "avg has none: choose wavg or emb",
+    *(
+        (
+            {"sharing": {"groups": groups, "num_groups": 2, "generator": name}},
+            f"not with sharing.generator={name}: choose wavg or emb",
+        )
+        for groups, names in (("learned", ("avg", "mlp", "hash")), ("gradient", ("mlp", "tiles")))
+        for name in names
     ),
     (
         {"sharing": {"groups": "learned", "num_groups": 2, "templates": 2}, "budget": None},

@@ -91,7 +91,7 @@ def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatc
     for wrong, line in (
         (["sharing.generator=roled"], "there is no 'roled'; did you mean rolled?"),
         (["sharing.upsample_templates=2"], "upsample_templates"),
-        (learned, "sharing.generator=rolled has none: choose wavg or emb"),
+        (learned, "not with sharing.generator=rolled: choose wavg or emb"),
     ):
         assert plan.main([*words, *wrong]) == 2
         said = capsys.readouterr().err

@@ -109,11 +109,11 @@ class SharingConfig(Ranged, section="sharing."):
                 f"sharing.group_weights names groups, but sharing.groups={self.groups} has none"
                 " yet: set sharing.groups=RUN, the folder of a run that found groups"
             )
-        fixed = self.is_structured or (self.groups == "learned" and self.generator == "avg")
-        if self.groups in SEARCHED and fixed:
+        searched = ("wavg", "emb") if self.groups == "learned" else ("wavg", "emb", "avg")
+        if self.groups in SEARCHED and self.generator not in searched:
             raise ValueError(
-                f"sharing.groups={self.groups} groups layers by their coefficients, but "
-                f"sharing.generator={self.generator} has none: choose wavg or emb"
+                f"sharing.groups={self.groups} searches with coefficients per layer, not with "
+                f"sharing.generator={self.generator}: choose wavg or emb"
             )
         if self.init == f"{FIT}:":
             raise ValueError(f"sharing.init={self.init} names no path: write {FIT}:PATH or {FIT}")

@@ -142,7 +142,7 @@ def test_a_plan_of_ten_thousand_networks_is_refused_before_it_lists_its_template
         npas.plan(nn.Linear(60, 60), budget)
 
 
-@pytest.mark.parametrize("generator", ["wavg", "emb", "channels"])
+@pytest.mark.parametrize("generator", ["wavg", "emb", "mlp", "channels"])
 def test_any_number_of_templates_may_be_allowed(generator):
     tiny = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(50)))
     for budget in (0.2, 2.0):  # most of 2**62 coefficients would not fit

@@ -71,7 +71,7 @@ def test_more_weights_than_templates_go_on_sharing():
     assert [(r.blocks, r.times) for r in found.repeats] == [(("0", "1"), 2)]
 
 
-@pytest.mark.parametrize("generator", ["wavg", "emb"])
+@pytest.mark.parametrize("generator", ["wavg", "emb", "mlp"])
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("templates", [2, 3, "layers"])
 def test_folding_at_any_threshold_keeps_the_tied_outputs(generator, normed, templates):

@@ -55,7 +55,7 @@ def test_the_reward_is_the_mean_cosine_over_all_pairs():
     assert recurrence_reward(model).item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("generator", ["wavg", "emb"])
+@pytest.mark.parametrize("generator", ["wavg", "emb", "mlp"])
 def test_the_reward_has_the_right_gradient(generator):
     model = chain(generator=generator).double()
     names = [name for name, _ in model.named_parameters() if "npas_" in name and "bank" not in name]

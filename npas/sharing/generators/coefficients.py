@@ -84,7 +84,7 @@ class MLP(Embedding):
     """Mix by an MLP of a layer embedding: alpha = tanh(phi U + c) W + b."""
 
     def shapes(self, layers: int, templates: int) -> dict[str, tuple[int, ...]]:
-        inner = {"inner": (EMBEDDING_SIZE, EMBEDDING_SIZE), "inner_shift": (EMBEDDING_SIZE,)}
+        inner = {"inner": (EMBEDDING_SIZE, EMBEDDING_SIZE), "offset": (EMBEDDING_SIZE,)}
         return inner | super().shapes(layers, templates)
 
     def initial(self, alpha_LK: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
@@ -94,12 +94,12 @@ class MLP(Embedding):
         return drawn | {
             "embeddings": hidden_LE @ inner_EE.T,
             "inner": inner_EE,
-            "inner_shift": torch.zeros(EMBEDDING_SIZE),
+            "offset": torch.zeros(EMBEDDING_SIZE),
             "affine": drawn["affine"] * 2,
         }
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
-        inner = parameters["inner_shift"], parameters["embeddings"], parameters["inner"]
+        inner = parameters["offset"], parameters["embeddings"], parameters["inner"]
         return torch.addmm(parameters["shift"], torch.addmm(*inner).tanh(), parameters["affine"])
 
 
