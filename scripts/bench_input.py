@@ -78,7 +78,7 @@ def imagenet_rows(arguments: argparse.Namespace, root: Path) -> dict[str, Callab
     from npas.config import DataConfig
     from npas.tasks.imagenet import shards
     from npas.tasks.imagenet import task as imagenet
-    from npas.tasks.imagenet.folder import Folder
+    from npas.tasks.imagenet.shards import Folder
 
     size = write_images(root / "imagenet", arguments.images)
     print(f"wrote {arguments.images} JPEGs of {size:,} bytes on average")

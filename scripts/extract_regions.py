@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from npas.tasks.grounding.phrases import Image
+    from npas.tasks.grounding.reading import Image
 
 NETWORKS = ("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn")
 SPLITS = ("train", "val", "test")
@@ -98,7 +98,7 @@ def extract(arguments: argparse.Namespace) -> int:
     """Extract the images that each split lacks; return the exit code."""
     import torch
 
-    from npas.tasks.grounding import sets
+    from npas.tasks.grounding import reading
     from npas.utils.files import locked
 
     splits = arguments.splits.split(",")
@@ -110,11 +110,11 @@ def extract(arguments: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {arguments.device}: there is none that torch can use") from None
     settings = describe(arguments)
-    read_splits = sets.read(arguments.set, arguments.root)
+    read_splits = reading.read(arguments.set, arguments.root)
     left_out, extractor = 0, None
     for split in splits:
         images = read_splits[split].images
-        target = sets.features_path(arguments.set, arguments.root, split)
+        target = reading.features_path(arguments.set, arguments.root, split)
         if images and not images[0].path.parent.is_dir():
             raise ValueError(f"there is no folder {images[0].path.parent}: put the images there")
         try:

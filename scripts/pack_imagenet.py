@@ -48,7 +48,7 @@ def fail(line: str, code: int = 2) -> None:
 def pack(arguments: argparse.Namespace) -> None:
     """List the folders and write the shards."""
     from npas.tasks.imagenet import shards
-    from npas.tasks.imagenet.folder import Folder, class_folders
+    from npas.tasks.imagenet.shards import Folder, class_folders
 
     if arguments.per_shard < 1:
         raise ValueError(f"--per-shard must be at least 1, got {arguments.per_shard}")

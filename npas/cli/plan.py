@@ -118,7 +118,7 @@ def run(plan: Plan) -> Job:
 
 def _refuse_difference(task: Task) -> None:
     """Raise ValueError if the data that were read are not the published ones."""
-    if task.data.verify == "refuse" and task.compared and task.compared.difference:
+    if task.data.verify == "refuse" and task.compared.difference:
         raise ValueError(task.compared.difference)
 
 
@@ -184,8 +184,7 @@ def _data(task: Task, model: nn.Module, config: Config) -> dict[str, str]:
     """Read the data; return lines on their files and on one batch."""
     from npas.tasks import base
 
-    if task.compared is not None:
-        task.compared.collects = True  # collect differences, to be refused after printing
+    task.compared.collects = True  # collect differences, to be refused after printing
     try:
         task.setup()
     except ValueError:

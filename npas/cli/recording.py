@@ -175,7 +175,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
     if outcome.diverged_at is not None:
         divergence = Divergence(outcome.diverged_at, outcome.norms or {})
     dataset = Dataset(task.name, task.source)
-    if task.compared is not None and task.source == "real":
+    if task.compared.found and task.source == "real":
         compared = dict(task.compared.found)
         dataset = Dataset(task.name, task.source, task.compared.published, compared)
     parts = config.trainer.grad_accum_steps

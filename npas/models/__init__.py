@@ -53,8 +53,8 @@ class InputSpec:
     """The inputs and outputs of a network.
 
     `input_shape` has no batch dimension: (channels, height, width) for images, (tokens,) for texts.
-    Several inputs are in `inputs`, by name. `outputs` is a key of `OUTPUTS`. `num_classes` is the
-    number of outputs, for the whole input or each of its cells or tokens.
+    Several inputs are in `inputs`, by name. `outputs` is a key of `OUTPUTS`, `num_classes` their
+    number, for the whole input or each of its cells or tokens.
     """
 
     input_shape: tuple[int, ...]
@@ -96,11 +96,10 @@ def family(name: str) -> Any:
 
 
 def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build the network of a family's config for a task.
+    """Build the network of a family's config for a task; raises ValueError if that is impossible.
 
     A family's module lists its outputs, if not "class", as OUTPUTS = ("cell",). With
-    `architecture`, from `architecture_of` for a network of this config, the network is built
-    without the files that it was loaded from. Raises ValueError if the family cannot build it.
+    `architecture`, from `architecture_of`, no files of a pretrained network are needed.
     """
     module = family(config.family)
     supported: tuple[str, ...] = getattr(module, "OUTPUTS", ("class",))
@@ -116,21 +115,13 @@ def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None =
 
 
 def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
-    """Return a network's architecture, as data for JSON, if its config does not determine it.
-
-    Calls the family's `architecture(network)`; families without it return None.
-    """
-    describe = getattr(family(config.family), "architecture", None)
-    found: dict[str, Any] | None = describe(network) if describe else None
-    return found
+    """Return a network's architecture, as data for JSON, if its config does not determine it."""
+    describe: Any = getattr(family(config.family), "architecture", lambda network: None)
+    return describe(network)
 
 
 def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
-    """Return the convs whose filters can be pruned, and the layers that read each.
-
-    Convs whose output is added to another are not included. Raises ValueError for a family without
-    `filters`.
-    """
+    """Return the convs whose filters can be pruned, and the layers that read each."""
     list_filters = getattr(family(config.family), "filters", None)
     if list_filters is None:
         raise ValueError(f"model.family={config.family} has no filters that can be pruned")
@@ -139,11 +130,7 @@ def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
 
 
 def find_family(package: str, kind: str, name: str, helpers: Collection[str] = ()) -> Any:
-    """Import a family of a package, or of a plugin, by name; `helpers` are not families.
-
-    Only listed modules are imported, so that a config cannot name any other. Raises ValueError,
-    with similar names, for other names.
-    """
+    """Import a family of a package, or of a plugin, by name; `helpers` are not families."""
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     own = {module.name for module in found if not module.name.startswith("_")} - set(helpers)
     if name in own:

@@ -43,10 +43,8 @@ def images(config: Any, spec: InputSpec, channels: int | None = None) -> None:
 
 @torch.no_grad()
 def takes(model: nn.Module, name: str, spec: InputSpec) -> None:
-    """Raise ValueError if a library's network cannot run one image in eval mode.
-
-    Tried on the meta device, which costs little, and then on a real one, which a few networks need.
-    """
+    """Raise ValueError if a library's network cannot run one image in eval mode."""
+    # On the meta device, which costs little, or else on a real one, which a few networks need.
     own = next(model.parameters()).device
     for device in (torch.device("meta"), own):
         try:

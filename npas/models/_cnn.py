@@ -16,10 +16,7 @@ def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def stages(block: Block, channels: int, widths: Sequence[int], count: int) -> nn.Sequential:
-    """Stack stages of `count` blocks with these widths; all stages but the first halve the image.
-
-    `block` is called with input channels, output channels and stride.
-    """
+    """Stack stages of `count` blocks with these widths; all but the first halve the image."""
     stacked = []
     for stage, width in enumerate(widths):
         first = block(channels, width, 2 if stage else 1)
@@ -29,10 +26,7 @@ def stages(block: Block, channels: int, widths: Sequence[int], count: int) -> nn
 
 
 class Staged(nn.Module):
-    """Classify images of any height and width by post-activation blocks in stages: BxCxHxW -> BxK.
-
-    `block` builds them as in `stages`.
-    """
+    """Classify images of any height and width by post-activation blocks: BxCxHxW -> BxK."""
 
     def __init__(
         self, block: Block, spec: InputSpec, stem: int, widths: Sequence[int], count: int

@@ -17,10 +17,9 @@ def find_folder(
 ) -> Path:
     """Return a folder with `files` of `name`: a folder on disk, or a snapshot in the hub's cache.
 
-    "name@revision" is a commit, tag or branch; the default is the newest. `COMMITS` records the
-    commit. `files` may be patterns; the folder must have at least one of `needed`. Cached files are
-    used without network access; without `download`, only they are. Raises ValueError, with the
-    config's `key`, if the files cannot be found or downloaded.
+    "name@revision" is a commit, tag or branch; the default is the newest. `files` may be patterns;
+    at least one of `needed` must exist. Cached files are used without network access; without
+    `download`, only they are. Raises ValueError, with the config's `key`, if there are none.
     """
 
     def has_any(folder: Path) -> bool:
@@ -34,7 +33,7 @@ def find_folder(
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
-    how: Any = {"allow_patterns": list(files)} | ({"revision": revision} if revision else {})
+    how: Any = {"allow_patterns": list(files), **({"revision": revision} if revision else {})}
     why, attempts = "nothing is downloaded with data.download=false", [True, False][: 1 + download]
     if name.count("/") > 1:
         why, attempts = "it cannot be had from the Hugging Face hub, where names are USER/NAME", []
@@ -97,8 +96,7 @@ def load(
 ) -> Any:
     """Load a network of class `kind` of transformers, in train mode, float32.
 
-    Parameters that the files may lack, by network and name, are initialized anew. Raises ValueError
-    if the files lack others or cannot be read.
+    Raises ValueError if the files cannot be read, or lack parameters that they may not lack.
     """
     import torch
 

@@ -4,7 +4,7 @@ Dimensions: B images of R regions with D features, S = B x P sentences of T word
 numbers of an embedding.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,7 @@ EPSILON = 1e-4  # added to squared distances, since the root's slope is infinite
 
 
 class Match(NamedTuple):
-    """The similarity of all sentences and images, and the sentences' embeddings.
-
-    With P sentences per image, sentence i belongs to image i // P.
-    """
+    """The similarity of all sentences and images; sentence i belongs to image i // P."""
 
     similarity: Tensor  # SxB, higher is better
     sentences: Tensor  # SxE, of norm 1
@@ -34,17 +31,14 @@ class Matcher(nn.Module):
         sentences_SE = self.encode_sentences(*flat)
         return Match(self.match(images, sentences_SE), sentences_SE)
 
-    def encode_images(self, regions_BRD: Tensor) -> Tensor:
+    def encode_images(self, regions_BRD: Tensor) -> Any:
         """Return the encoded images, B x ..."""
-        raise AssertionError("implemented by subclasses")
 
-    def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
+    def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Any:
         """Return the embeddings of sentences, SxE."""
-        raise AssertionError("implemented by subclasses")
 
-    def match(self, images_B: Tensor, sentences_SE: Tensor) -> Tensor:
+    def match(self, images_B: Tensor, sentences_SE: Tensor) -> Any:
         """Return the similarity of each sentence and image, SxB."""
-        raise AssertionError("implemented by subclasses")
 
 
 def distance(first_SE: Tensor, second_BE: Tensor) -> Tensor:

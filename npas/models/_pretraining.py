@@ -1,7 +1,6 @@
 """BERT and ALBERT of transformers that compute token logits at masked positions only.
 
-The logits of the whole vocabulary at all positions take more memory than the rest of the network,
-and the loss needs about 15% of them.
+All of them would take more memory than the rest of the network.
 """
 
 from typing import Any

@@ -66,8 +66,8 @@ class Adapt(Matcher):
         if self.embedding is not None:
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
-    def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, ids: Tensor) -> Match:
-        similarity_SB, sentences_SH = super().forward(words, lengths, regions, ids)
+    def forward(self, *given: Tensor, **named: Tensor) -> Match:
+        similarity_SB, sentences_SH = super().forward(*given, **named)
         return Match(similarity_SB, F.normalize(sentences_SH.float(), dim=1))
 
     def encode_images(self, regions_BRD: Tensor) -> Tensor:
@@ -95,11 +95,7 @@ class Adapt(Matcher):
 
 
 class Fovea(torch.autograd.Function):
-    """Average the regions of images, BxRxH, with weights softmax(sharp x regions) over R: sxBxH.
-
-    `sharp_sH` are each sentence's factors per channel. The weights, sxBxRxH, are recomputed in
-    backward to save memory.
-    """
+    """Average the regions of images, BxRxH, with weights softmax(sharp x regions) over R: sxBxH."""
 
     @staticmethod
     def forward(ctx: Any, images_BRH: Tensor, sharp_sH: Tensor) -> Tensor:

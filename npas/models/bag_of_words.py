@@ -2,11 +2,9 @@
 
 A phrase is the mean of its word vectors. Phrase and region each go through one linear layer to
 `width` numbers; the score is their dot product, divided by the root of `width`, plus a bias. So
-each word contributes to the score independently of the others. How much better another network is
-shows what it makes of relations and combinations of words.
+each word contributes to the score independently of the others.
 
-Parameters: D (V + F) weights, 2 D + 1 biases.
-
+    D (V + F) weights, 2 D + 1 biases
     V 300, F 2048, D 256: 601,601 parameters; 1,280 more with the 5 numbers of a region's position
 
 Dimensions: B images, P phrases and R regions of each, T words of a phrase, V numbers per word
@@ -36,10 +34,7 @@ class Config(Ranged, section="model."):
 
 
 class BagOfWords(nn.Module):
-    """Score every region of an image for each of its phrases: BxPxR, higher is better.
-
-    Inputs: words, BxPxTxV, zeros after the lengths, BxP; regions, BxRxF; their positions, BxRx5.
-    """
+    """Score every region of an image for each of its phrases: BxPxR, higher is better."""
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()

@@ -48,8 +48,8 @@ HEADS = (
 class Config(Ranged, section="model."):
     """The `model.*` keys of BERT and ALBERT.
 
-    `embedding` is the width of ALBERT's factorized embedding; BERT's is `hidden`. `pretrained` is a
-    folder or a name on the Hugging Face hub with initial weights of this shape.
+    `embedding` is the width of ALBERT's factorized embedding; `pretrained` a folder or a name on
+    the Hugging Face hub with initial weights of this shape.
     """
 
     family: str = "bert"
@@ -76,11 +76,7 @@ class Config(Ranged, section="model."):
 def build(
     config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Build the network for texts of `spec.input_shape[0]` tokens.
-
-    On the meta device, and with an `architecture`, no weights are loaded. Raises ValueError if
-    texts are longer than `positions`, or the checkpoint cannot be loaded or has another shape.
-    """
+    """Build the network; on the meta device, or with an `architecture`, no weights are loaded."""
     if spec.input_shape[0] > config.positions:
         raise ValueError(
             f"the task's texts have {spec.input_shape[0]} tokens, and"

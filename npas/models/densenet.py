@@ -89,11 +89,7 @@ def activated(channels: int, *modules: nn.Module) -> nn.Sequential:
 
 
 def filters(network: DenseNet) -> dict[str, list[Reader]]:
-    """Return the readers of each layer's convs.
-
-    A layer's output is read by all later layers of its block, and by the conv or classifier after
-    the block.
-    """
+    """Return the readers of each layer's convs: all later layers of its block, and what follows."""
     found: dict[str, list[Reader]] = {}
     for b, block in enumerate(network.blocks):
         layers: list[Any] = [*block.children()]

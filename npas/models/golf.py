@@ -45,11 +45,6 @@ class Config(Ranged, section="model."):
             raise ValueError(f"model.width={self.width} is not divisible by 2 x {self.heads} heads")
 
 
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the network for `spec.num_classes` tokens, in rows of any length."""
-    return Golf(config, spec.num_classes)
-
-
 class Attention(nn.Module):
     """Grouped-query attention with normalized, rotated queries and keys: BxLxC -> BxLxC."""
 
@@ -64,15 +59,11 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((config.heads,), 1.5))
 
     def forward(self, x_BLC: Tensor) -> Tensor:
+        pairs = (self.q, self.heads), (self.k, self.kv_heads), (self.v, self.kv_heads)
         q_BHLD, k_BHLD, v_BHLD = (
-            layer(x_BLC).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for layer, heads in (
-                (self.q, self.heads),
-                (self.k, self.kv_heads),
-                (self.v, self.kv_heads),
-            )
+            layer(x_BLC).unflatten(-1, (heads, -1)).transpose(1, 2) for layer, heads in pairs
         )
-        q_BHLD, k_BHLD = (rotate(F.rms_norm(part, (part.shape[-1],))) for part in (q_BHLD, k_BHLD))
+        q_BHLD, k_BHLD = (rotate(_norm(part)) for part in (q_BHLD, k_BHLD))
         q_BHLD = q_BHLD * self.q_gain.to(q_BHLD.dtype)[:, None, None]
         mixed_BHLD = F.scaled_dot_product_attention(
             q_BHLD, k_BHLD, v_BHLD.to(q_BHLD.dtype), is_causal=True, enable_gqa=True
@@ -128,10 +119,10 @@ def _norm(x_BLC: Tensor) -> Tensor:
 class Golf(nn.Module):
     """Predict the next token at each position: BxL int64 -> BxLxV logits."""
 
-    def __init__(self, config: Config, vocab_size: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
         self.cap = config.logit_cap
-        self.tokens = nn.Embedding(vocab_size, config.width)
+        self.tokens = nn.Embedding(spec.num_classes, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.skips = nn.Parameter(torch.ones(config.layers // 2, config.width))
         nn.init.normal_(self.tokens.weight, std=TOKEN_STD)
@@ -145,14 +136,15 @@ class Golf(nn.Module):
     def forward(self, tokens_BL: Tensor) -> Tensor:
         input_BLC = x_BLC = _norm(self.tokens(tokens_BL))
         kept: list[Tensor] = []
-        first_half = len(self.skips)
+        half = len(self.skips)
         for i, block in enumerate(self.blocks):
-            if i < first_half:
-                x_BLC = block(x_BLC, input_BLC)
-                kept.append(x_BLC)
-                continue
-            if kept:
-                x_BLC = x_BLC + self.skips[i - first_half].to(x_BLC.dtype) * kept.pop()
+            if i >= half and kept:
+                x_BLC = x_BLC + self.skips[i - half].to(x_BLC.dtype) * kept.pop()
             x_BLC = block(x_BLC, input_BLC)
+            if i < half:
+                kept.append(x_BLC)
         logits_BLV = F.linear(_norm(x_BLC), self.tokens.weight)
         return self.cap * torch.tanh(logits_BLV / self.cap)
+
+
+build = Golf

@@ -43,11 +43,6 @@ class Config(Ranged, section="model."):
         _checks.divides(self, "width")
 
 
-def build(config: Config, spec: InputSpec) -> nn.Module:
-    """Build the network for rows of `spec.input_shape[0]` tokens and `spec.num_classes` tokens."""
-    return GPT(config, spec.input_shape[0], spec.num_classes)
-
-
 class Attention(nn.Module):
     """Causal self-attention: BxLxC -> BxLxC."""
 
@@ -100,8 +95,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Predict the next token at each position: BxL int64 -> BxLxV logits."""
 
-    def __init__(self, config: Config, length: int, vocab_size: int) -> None:
+    def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
+        (length,), vocab_size = spec.input_shape, spec.num_classes
         self.loops = config.loops
         self.tokens = nn.Embedding(vocab_size, config.width)
         self.positions = nn.Embedding(length, config.width)
@@ -127,3 +123,6 @@ class GPT(nn.Module):
             for block in self.blocks:
                 x_BLC = block(x_BLC)
         return F.linear(self.norm(x_BLC), self.tokens.weight)
+
+
+build = GPT

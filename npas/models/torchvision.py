@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from npas.models import InputSpec, _checks
+from npas.models._cnn import conv3x3
 from npas.utils.checks import near
 
 # These return a tuple of logits in training unless their auxiliary heads are off, and warn unless
@@ -55,8 +56,7 @@ class Config:
 def build(config: Config, spec: InputSpec) -> nn.Module:
     """Build the named network; raises ValueError unless inputs are RGB.
 
-    ResNet-200 has post-activation blocks, like torchvision's other ResNets. Its 66 blocks are
-    initialized as identities: else gradients grow a thousand-fold from the last to the first.
+    ResNet-200's 66 blocks are initialized as identities: else gradients grow a thousand-fold.
     """
     from torchvision import models
     from torchvision.models.resnet import Bottleneck
@@ -81,11 +81,7 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
 
 def three_convs(middle: int = 32, out: int = 64) -> nn.Sequential:
     """Build a stem of three 3x3 convs that halves each side; the ResNet's own norm follows it."""
-    convs = [
-        nn.Conv2d(3, middle, 3, stride=2, padding=1, bias=False),
-        nn.Conv2d(middle, middle, 3, padding=1, bias=False),
-        nn.Conv2d(middle, out, 3, padding=1, bias=False),
-    ]
+    convs = [conv3x3(3, middle, 2), conv3x3(middle, middle), conv3x3(middle, out)]
     for conv in convs:  # as torchvision initializes the convs of a ResNet
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     between = [[nn.BatchNorm2d(middle), nn.ReLU(inplace=True)] for _ in range(2)]

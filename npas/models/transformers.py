@@ -39,11 +39,7 @@ class Config:
 def build(
     config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Build the network for `spec.num_classes` classes of texts of `spec.input_shape[0]` tokens.
-
-    On the meta device, and with an `architecture`, no weights are loaded. Raises ValueError if it
-    cannot be loaded or does not classify texts.
-    """
+    """Build the network; on the meta device, or with an `architecture`, no weights are loaded."""
     import transformers
 
     auto = transformers.AutoModelForSequenceClassification

@@ -58,10 +58,7 @@ class Branch(nn.Module):
 
 
 class TwoBranch(Matcher):
-    """Match sentences with images by the distance of their embeddings.
-
-    Word ids are not used; words without a vector are skipped.
-    """
+    """Match sentences, without unknown words, with images by the distance of their embeddings."""
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()

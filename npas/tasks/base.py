@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import functools
+import itertools
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
@@ -32,6 +34,16 @@ class Batch(NamedTuple):
     targets: Any  # B x ...; class labels: B, int64
     size: int  # B, known without synchronizing with the device
 
+    def each(self, change: Callable[[Tensor], Tensor], size: int) -> Batch:
+        """Return a batch of `size` samples with a function applied to every tensor."""
+
+        def changed(values: Any) -> Any:
+            if isinstance(values, dict):
+                return {name: change(value) for name, value in values.items()}
+            return change(values)
+
+        return Batch(changed(self.inputs), changed(self.targets), size)
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; copies to a GPU are asynchronous, from pinned memory."""
 
@@ -40,23 +52,13 @@ class Batch(NamedTuple):
                 value = value.pin_memory()
             return value.to(device, non_blocking=True)
 
-        return Batch(_each(self.inputs, move), _each(self.targets, move), self.size)
+        return self.each(move, self.size)
 
     def parts(self, count: int) -> list[Batch]:
         """Split the batch into `count` equal consecutive parts, which are views of it."""
-        assert self.size % count == 0, f"{self.size} samples in {count} parts"
         size = self.size // count
-
-        def part(values: Any, i: int) -> Any:
-            return _each(values, lambda value: value[i * size : (i + 1) * size])
-
-        return [Batch(part(self.inputs, i), part(self.targets, i), size) for i in range(count)]
-
-
-def _each(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(values, dict):
-        return {name: change(value) for name, value in values.items()}
-    return change(values)
+        cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
+        return [self.each(operator.itemgetter(cut), size) for cut in cuts]
 
 
 class Picture(NamedTuple):
@@ -85,7 +87,7 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 class Learner(Protocol):
-    """What a training step needs: a task, or a task with a distillation loss added."""
+    """What a training step needs: a task, or a task with a distillation loss."""
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -95,9 +97,8 @@ class Learner(Protocol):
 class Task(abc.ABC):
     """A dataset with its loss and metrics.
 
-    Constructed as `Task(config, data, seed=..., device=...)`; nothing is read before `setup`. The
-    base class orders the samples of an epoch, splits batches over ranks and runs the workers; a
-    subclass implements the abstract methods, and either `setup` or `read`.
+    Nothing is read before `setup`. The base class orders the samples of an epoch, splits batches
+    over ranks and runs the workers; a subclass implements `read` and the abstract methods.
     """
 
     name: str  # of the dataset, as in result files
@@ -109,22 +110,24 @@ class Task(abc.ABC):
     lower_is_better = False  # of the selection metric
     has_validation: bool
     samples = "training samples"  # what `train_size` counts, for messages
-    compared: Comparison | None = None  # with the published files; None if those are not known
 
     def __init__(self, config: Any, data: DataConfig, *, seed: int, device: torch.device) -> None:
         self.config, self.data, self.seed, self.device = config, data, seed, device
         self.source, self.root = data.source, Path(data.root)
         self.parts: dict[str, Any] = {}  # by split: "train", "test" and perhaps "val"
+        self.has_validation = bool(data.val_fraction)
+        self.compared = Comparison(data.verify)  # with the published files, if these are known
         self.prepare()
 
     def prepare(self) -> None:
-        """Set `name`, `spec` and `has_validation`; the end of the constructor."""
+        """Set `name`, `spec` and, if it differs, `has_validation`; the end of the constructor."""
+
+    def at_most(self, synthetic: int, value: int) -> int:
+        """Return a size from the config, which is limited for synthetic data."""
+        return min(synthetic, value) if self.source == "synthetic" else value
 
     def setup(self) -> None:
-        """Read the data onto the device, once; compare them with the published data.
-
-        Raises ValueError if files are missing or damaged, or differ (see `data.verify`).
-        """
+        """Read the data, once; compare them with the published data, as `data.verify` says."""
         try:
             self.parts = self.parts or self.read()
         except (OSError, ValueError):
@@ -134,7 +137,8 @@ class Task(abc.ABC):
             raise
 
     def read(self) -> dict[str, Any]:
-        raise AssertionError("a task has `setup` or `read`")
+        """Return the data of each split; raises ValueError if files are missing or damaged."""
+        raise AssertionError("implemented by subclasses")
 
     @property
     def train_size(self) -> int:
@@ -155,25 +159,17 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Return the metrics of "val" or "test", in eval mode without gradients, on all ranks.
+        """Return the metrics of "val" or "test", bit-identical for any number of ranks.
 
-        The batches and the order of summation do not depend on `world`, so the result is
-        bit-identical for any number of ranks. `model` must not be DDP's wrapper: ranks have
-        different numbers of batches.
+        `model` must not be DDP's wrapper: ranks have different numbers of batches.
         """
 
     @abc.abstractmethod
     def inspect(self) -> dict[str, str]:
-        """Describe the data that were read: splits, counts, checksums, and whether as published.
-
-        Raises ValueError for data that cannot be read.
-        """
+        """Describe the data that were read; raises ValueError for data that cannot be read."""
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the number of full batches in an epoch; `batch_size` is over all ranks.
-
-        Raises ValueError if there are none.
-        """
+        """Return the number of full batches, over all ranks, in an epoch; at least 1."""
         size = self.train_size
         if batch_size > size:
             raise ValueError(
@@ -184,10 +180,7 @@ class Task(abc.ABC):
     def train_batches(
         self, epoch: int, batch_size: int, steps: range | None = None, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        """Yield this rank's share of the batches `steps` of an epoch (None: of all).
-
-        Raises ValueError if the batch size is not divisible by the number of ranks.
-        """
+        """Yield this rank's share of the batches `steps` of an epoch (None: of all)."""
         local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
         choose = self.sampler(epoch, batch_size, local, rank, world)
         for step in range(per_epoch) if steps is None else steps:
@@ -224,8 +217,7 @@ class Task(abc.ABC):
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
         """Return the factor of each part's loss, which sum to `world` over all ranks.
 
-        None means 1 / parts each. A collective: all ranks must call it. Gradients are averaged
-        over ranks.
+        None means 1 / parts each. A collective: all ranks must call it.
         """
         return None
 
@@ -234,10 +226,7 @@ class Task(abc.ABC):
         return inputs
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return up to `count` samples of "val" or "test" with the network's outputs.
-
-        The samples do not depend on the network. Raises ValueError for a task without them.
-        """
+        """Return up to `count` samples of a split, the same for all networks, with outputs."""
         raise ValueError(f"{self.name} has no samples to show: leave show out")
 
     def write_predictions(self, split: str, folder: Path) -> list[Path]:
@@ -264,27 +253,18 @@ def batches(
     """Iterate over this rank's share of the epoch's batches on `device`, from `first_step` on.
 
     `device` None leaves them where the data are. With `workers` > 0, as many processes make the
-    batches: bit-identical and in the same order. They do not use torch's default generator, and
-    end when the iteration ends or is abandoned. Raises ValueError if there are workers and the
-    data are on a GPU.
+    same batches in the same order. Raises ValueError if there are workers and the data are on a
+    GPU.
     """
     steps = range(first_step, task.steps_per_epoch(batch_size))
     check_workers(task, workers)
     make = functools.partial(task.train_batches, epoch, batch_size, rank=rank, world=world)
     made = iterate(make, steps, workers)
-    return made if device is None or device == task.device else _ahead(made, device)
-
-
-def _ahead(made: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches on the device while the next one is being copied."""
-    waiting = None
-    for batch in made:
-        batch = batch.to(device)
-        if waiting is not None:
-            yield waiting
-        waiting = batch
-    if waiting is not None:
-        yield waiting
+    if device is None or device == task.device:
+        return made
+    moved = itertools.chain((batch.to(device) for batch in made), [Batch(None, None, 0)])
+    # Pairs, so that the next batch is being copied while one is used.
+    return (batch for batch, _ in itertools.pairwise(moved))
 
 
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
@@ -298,8 +278,7 @@ def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
 def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     """Count the FLOPs of the forward pass of one sample; moves the model to the meta device.
 
-    Counts operations, because counters by layer class do not find shared layers. Uses torch's
-    formulas but not its FlopCounterMode, which imports the compiler.
+    By torch's formulas, but not its FlopCounterMode, which imports the compiler: seconds.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
@@ -327,10 +306,7 @@ def check_workers(task: Task, workers: int) -> None:
 
 
 def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:
-    """Return the number of samples in one forward pass on one rank.
-
-    Raises ValueError if `batch_size` is not divisible by ranks x `grad_accum_steps`.
-    """
+    """Return the number of samples in one forward pass on one rank; raises ValueError if uneven."""
     parts = world * grad_accum_steps
     if batch_size % parts:
         raise ValueError(

@@ -66,8 +66,6 @@ class Config(Ranged, section="task."):
 class Task(Resident):
     """Classify 32x32 colour images into 10 or 100 classes."""
 
-    compared: checksums.Comparison
-
     def prepare(self) -> None:
         config, size = self.config, self.config.image_size
         self.factor, recipe = 32 // size, RECIPES[config.classes]
@@ -75,7 +73,6 @@ class Task(Resident):
         self.recipe = replace(recipe, padding=recipe.padding // self.factor, cutout=cutout)
         self.name, self.spec = f"cifar{config.classes}", InputSpec((3, size, size), config.classes)
         self.label_smoothing, self.sha256 = config.label_smoothing, SHA256[config.classes]
-        self.compared = checksums.Comparison(self.data.verify)
 
     @property
     def class_names(self) -> list[str]:
@@ -101,11 +98,7 @@ class Task(Resident):
         return Part(images, labels), Part(*test)
 
     def inspect(self) -> dict[str, str]:
-        found = {}
-        for file, sum_ in self.compared.found.items():
-            md5 = f"md5 {self.files[file]}"
-            found[file] = sum_ + (", as published" if sum_ == md5 else f"; {md5} was published")
-        return found | super().inspect()
+        return self.compared.lines() | super().inspect()
 
     def _ensure(self) -> None:
         """Unpack the archive, downloaded first if necessary, unless all files exist."""

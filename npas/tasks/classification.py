@@ -8,6 +8,9 @@ Dimensions: N images in the set, B in the batch, H x W pixels, C channels, K cla
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -19,7 +22,10 @@ from torch.nn import functional as F
 
 from npas.tasks.base import Batch, Metrics, Picture, Shown, Task, outputs, spread
 from npas.tasks.common.measure import measure, measuring
+from npas.tasks.common.workers import iterate
 from npas.utils import rng
+
+log = logging.getLogger(__name__)
 
 SPLIT_SEED = 0  # held-out parts are the same for every run
 COARSE = 4  # values of a synthetic pattern along each side of an image
@@ -32,6 +38,7 @@ class Classification(Task):
     selection_metric = "accuracy"
     label_smoothing = 0.0  # of the training loss only
     eval_batch = 250  # small enough that each of many ranks gets some batches
+    top = 1  # 5: top-5 accuracy is measured, too
 
     @property
     def class_names(self) -> list[str]:
@@ -46,8 +53,8 @@ class Classification(Task):
         loss = F.cross_entropy(logits_BK, batch.targets, label_smoothing=smoothing)
         return loss, {"accuracy": 100 * right}
 
-    def test_batch(self, part: Any, own: slice) -> tuple[Any, Tensor]:
-        """Return the network's inputs for some samples of a part, and their labels, B, int64."""
+    def test_batch(self, part: Any, own: slice) -> Batch:
+        """Return those of a part's samples that can be read."""
         raise AssertionError("implemented by subclasses")
 
     def show_input(self, part: Any, index: int) -> tuple[str, BytesIO | None]:
@@ -55,29 +62,54 @@ class Classification(Task):
         raise AssertionError("implemented by subclasses")
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure accuracy in percent and mean loss on "val" or "test"."""
-        part = self.parts[split]
-        firsts = range(0, len(part), self.eval_batch)
+        """Measure accuracy in percent and the mean loss over samples that can be read."""
+        samples = len(self.parts[split])
+        steps = range(-(-samples // self.eval_batch))
+        make = functools.partial(self.test_batches, split)
+        workers = self.data.workers if self.device.type == "cpu" else 0
+        made = iterate(make, steps[rank::world], workers)
+        device = next(model.parameters(), torch.empty(0)).device
 
-        def count(i: int) -> tuple[Tensor, Tensor]:
-            inputs, labels_B = self.test_batch(part, slice(firsts[i], firsts[i] + self.eval_batch))
-            logits_BK = outputs(model, inputs)[0].float()
-            right = (logits_BK.argmax(1) == labels_B).sum()
-            return right, F.cross_entropy(logits_BK, labels_B, reduction="sum")
+        def count(step: int) -> tuple[Tensor | int, ...]:
+            batch = next(made).to(device)
+            if not batch.size:
+                return 0, 0, 0, 0
+            logits_BK = outputs(model, self.preprocess(batch.inputs))[0].float()
+            found_BT = logits_BK.argmax(1, keepdim=True)
+            if self.top > 1:
+                found_BT = logits_BK.topk(min(self.top, logits_BK.shape[1])).indices
+            right_BT = found_BT == batch.targets[:, None]
+            loss = F.cross_entropy(logits_BK, batch.targets, reduction="sum")
+            return right_BT[:, 0].sum(), right_BT.sum(), loss, batch.size
 
-        counted_E2 = measure(model, count, len(firsts), 2, rank, world, self.device)
-        right, loss = counted_E2.sum(0).tolist()
-        return {"accuracy": 100 * right / len(part), "loss": loss / len(part)}
+        counted_E4 = measure(model, count, len(steps), 4, rank, world, device)
+        assert next(made, None) is None  # ends its workers
+        right, among, loss, seen = counted_E4.sum(0).tolist()
+        if not seen:
+            raise ValueError(f"none of the {samples:,} {split} samples of {self.name} can be read")
+        if seen < samples:
+            left_out = samples - int(seen)
+            log.warning("%d of %s %s samples were not measured", left_out, f"{samples:,}", split)
+        found = {"accuracy": 100 * right / seen}
+        if self.top > 1:
+            found[f"top{self.top}_accuracy"] = 100 * among / seen
+        return found | {"loss": loss / seen}
+
+    def test_batches(self, split: str, steps: range) -> Iterator[Batch]:
+        for step in steps:
+            own = slice(step * self.eval_batch, (step + 1) * self.eval_batch)
+            yield self.test_batch(self.parts[split], own)
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
         """Return samples with the most likely class, its probability, and the label if wrong."""
         part, names, shown = self.parts[split], self.class_names, []
         with measuring(model) as device:
             for index in spread(len(part), count):
-                batch = Batch(*self.test_batch(part, slice(index, index + 1)), 1).to(device)
-                if not len(batch.targets):  # a damaged image
+                batch = self.test_batch(part, slice(index, index + 1)).to(device)
+                if not batch.size:  # a damaged image
                     continue
-                probability_K = outputs(model, batch.inputs)[0][0].float().softmax(0)
+                inputs = self.preprocess(batch.inputs)
+                probability_K = outputs(model, inputs)[0][0].float().softmax(0)
                 found, label = int(probability_K.argmax()), int(batch.targets[0])
                 caption = f"{names[found]} ({100 * float(probability_K[found]):.0f}%)"
                 if found != label:
@@ -108,10 +140,8 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def split(self, held_N: Tensor) -> tuple[Part, Part]:
-        """Return the images that are not held out, and those that are."""
-        kept, held = (Part(self.images[own_N], self.labels[own_N]) for own_N in (~held_N, held_N))
-        return kept, held
+    def take(self, own_N: Tensor) -> Part:
+        return Part(self.images[own_N], self.labels[own_N])
 
 
 class Resident(Classification):
@@ -119,10 +149,6 @@ class Resident(Classification):
 
     recipe: Recipe
     levels = 256  # of synthetic pixels
-
-    @property
-    def has_validation(self) -> bool:  # type: ignore[override]
-        return bool(self.data.val_fraction)
 
     def load(self) -> tuple[Part, Part]:
         raise AssertionError("implemented by subclasses")
@@ -136,7 +162,7 @@ class Resident(Classification):
             parts = {"train": train, "test": test}
             if fraction := self.data.val_fraction:
                 held_N = hold_out(train.labels, fraction, f"{self.name} validation")
-                parts["train"], parts["val"] = train.split(held_N)
+                parts |= {"train": train.take(~held_N), "val": train.take(held_N)}
         padded = F.pad(parts["train"].images, (0, 0, *[self.recipe.padding] * 4))
         parts["train"] = Part(padded, parts["train"].labels)
         self.mean_C = torch.tensor(self.recipe.mean, device=self.device)
@@ -189,8 +215,9 @@ class Resident(Classification):
     def _normalized(self, images_BHWC: Tensor) -> Tensor:
         return (images_BHWC.float() - self.mean_C) / self.std_C
 
-    def test_batch(self, part: Part, own: slice) -> tuple[Tensor, Tensor]:
-        return to_nchw(self._normalized(part.images[own])), part.labels[own]
+    def test_batch(self, part: Part, own: slice) -> Batch:
+        labels_B = part.labels[own]
+        return Batch(to_nchw(self._normalized(part.images[own])), labels_B, len(labels_B))
 
     def show_input(self, part: Part, index: int) -> tuple[str, BytesIO]:
         from PIL import Image
@@ -202,10 +229,7 @@ class Resident(Classification):
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
-    """Return a bool mask, N, of `fraction` of every class; it does not depend on the run's seed.
-
-    Raises ValueError if a fraction above 0 holds out no images or all.
-    """
+    """Return a bool mask, N, of `fraction` of every class, the same for every run."""
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, purpose), torch.arange(len(labels_N)))
     held_N = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in labels_N.unique():
@@ -223,11 +247,7 @@ def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
 def generate_images(
     count: int, classes: int, height: int, width: int, channels: int, levels: int, purpose: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return synthetic images, NxHxWxC bytes below `levels`, and their labels, N: 0, 1, ..., 0, 1.
-
-    An image is the mean of its class's coarse pattern and noise. `purpose` seeds the noise; the
-    patterns are the same for all purposes.
-    """
+    """Return images, NxHxWxC bytes below `levels`, and their labels, N: 0, 1, ..., 0, 1."""
     labels_N = np.arange(count) % classes
     patterns = np.random.default_rng(classes).random((classes, COARSE, COARSE, channels))
     rows, columns = (np.arange(size) * COARSE // size for size in (height, width))
@@ -239,11 +259,7 @@ def generate_images(
 def windows(
     padded_NHWC: Tensor, index_B: Tensor, top_B: Tensor, left_B: Tensor, flip_B: Tensor, size: int
 ) -> Tensor:
-    """Gather images by index and crop a size x size window at an offset from each: BxHxWxC.
-
-    `top_B` and `left_B` are offsets in the padded image; where `flip_B` is true the window is
-    mirrored left to right.
-    """
+    """Crop a size x size window, mirrored where `flip_B`, from images by index: BxHxWxC."""
     steps = torch.arange(size, device=index_B.device)
     rows_BH = top_B[:, None] + steps
     columns_BW = left_B[:, None] + torch.where(flip_B[:, None], size - 1 - steps, steps)
@@ -253,8 +269,7 @@ def windows(
 def cutout(images_BHWC: Tensor, row_B: Tensor, column_B: Tensor, length: int) -> Tensor:
     """Zero the length x length square around each image's (row, column), clipped at the border.
 
-    DeVries & Taylor 2017 (arXiv 1708.04552). The centre is any pixel, so the square may be partly
-    outside. Applied to normalised images, where 0 is the mean.
+    DeVries & Taylor 2017 (arXiv 1708.04552). Applied to normalised images, where 0 is the mean.
     """
 
     def inside(centre_B: Tensor, size: int) -> Tensor:

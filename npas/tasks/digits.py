@@ -35,4 +35,5 @@ class Task(Resident):
         bunch = load_digits()
         images = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(-1)
         labels = torch.from_numpy(bunch.target.astype(np.int64))
-        return Part(images, labels).split(hold_out(labels, TEST_FRACTION, "digits test"))
+        whole, test_N = Part(images, labels), hold_out(labels, TEST_FRACTION, "digits test")
+        return whole.take(~test_N), whole.take(test_N)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from npas.config import DataConfig
 from npas.tasks.imagenet import task as imagenet
-from npas.tasks.imagenet.folder import class_folders
+from npas.tasks.imagenet.shards import class_folders
 from npas.utils.checks import within
 
 SYNTHETIC_CLASSES = 10

@@ -7,7 +7,6 @@ integers; a run stores them as `task.class_names`.
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import os
 from collections import Counter
@@ -37,8 +36,8 @@ SYNTHETIC_LENGTH = 64
 class Config(Ranged, section="task."):
     """The `task.*` keys of own texts: files under `data.root`, and their columns.
 
-    `tokenizer` is a folder, or a name on the Hugging Face hub. `class_names` are the labels, in the
-    order of the network's classes; empty: those of `train_file`, sorted.
+    `class_names` are the labels, in the order of the network's classes; empty: those of
+    `train_file`, sorted. `tokenizer` is a folder, or a name on the Hugging Face hub.
     """
 
     family: str = "text_classification"
@@ -79,16 +78,11 @@ def settle(config: Config, data: DataConfig) -> Config:
 
 def _labels(path: Path, config: Config) -> list[str]:
     """Return a file's labels, sorted: as numbers if all are integers, else alphabetically."""
-    return list(_read_labels(path, config.text, config.label, path.stat().st_mtime_ns))
-
-
-@functools.lru_cache(maxsize=8)  # for the jobs of a sweep
-def _read_labels(path: Path, text: str, label: str, version: object) -> tuple[str, ...]:
-    found = {row[1] for row in read(path, text, label)}
+    found = {label for _, label in read(path, config.text, config.label)}
     if len(found) < 2:
         raise ValueError(f"{path} has only the label {min(found)!r}: a task needs two classes")
     whole = all(name.removeprefix("-").isdecimal() for name in found)
-    return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
+    return sorted(found, key=lambda name: (int(name), name) if whole else (0, name))
 
 
 def read(path: Path, text: str, label: str) -> Iterator[tuple[str, str]]:
@@ -128,19 +122,12 @@ class Part:
     def __len__(self) -> int:
         return len(self.label_N)
 
-    def inputs(self, own: Tensor | slice) -> dict[str, Tensor]:
-        ids_BL, length_B = self.ids_NL[own], self.length_N[own]
-        position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-        mask_BL = (position_L < length_B[:, None]).long()
-        return {"input_ids": ids_BL.long(), "attention_mask": mask_BL}
-
     def take(self, own_N: Tensor) -> Part:
-        own_N = own_N.to(self.ids_NL.device)
-        return Part(self.ids_NL[own_N], self.length_N[own_N], self.label_N[own_N])
+        return Part(*(value_N[own_N.to(value_N.device)] for value_N in vars(self).values()))
 
 
 class Task(tokenization.TextTask, Classification):
-    """Classify texts."""
+    """Classify texts; `settle` has named their classes if there is a training file."""
 
     samples = "training texts"
     eval_batch = 32
@@ -150,14 +137,13 @@ class Task(tokenization.TextTask, Classification):
         self.name = Path(config.train_file).parent.name or Path(config.train_file).stem
         if config.val_file is not None and fraction:
             raise ValueError("data.val_fraction and task.val_file: set one of the two to null")
-        self.has_validation = config.val_file is not None or bool(fraction)
-        self.length = config.max_length
+        self.has_validation |= config.val_file is not None
+        self.length = self.at_most(SYNTHETIC_LENGTH, config.max_length)
         self.classes, self.files = config.class_names, config.files
         if self.source == "synthetic":
             self.files = {"train": "train.csv", "test": "test.csv"}
             if self.has_validation:  # val_fraction of a few texts may be none
                 self.files["val"] = "val.csv"
-            self.length = min(self.length, SYNTHETIC_LENGTH)
             self.classes = self.classes or sorted(synthetic_text.SENTENCES)
         elif not self.classes:
             self.ensure()
@@ -220,10 +206,14 @@ class Task(tokenization.TextTask, Classification):
         return self.tokenizer.inner.decode(ids, skip_special_tokens=True), None
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        return Batch(*self.test_batch(self.parts["train"], index_B), len(index_B))
+        return self.test_batch(self.parts["train"], index_B)
 
-    def test_batch(self, part: Part, own: Tensor | slice) -> tuple[dict[str, Tensor], Tensor]:
-        return part.inputs(own), part.label_N[own].long()
+    def test_batch(self, part: Part, own: Tensor | slice) -> Batch:
+        ids_BL, length_B, label_B = part.ids_NL[own], part.length_N[own], part.label_N[own]
+        position_L = torch.arange(self.length, device=self.device)
+        mask_BL = (position_L < length_B[:, None]).long()
+        inputs = {"input_ids": ids_BL.long(), "attention_mask": mask_BL}
+        return Batch(inputs, label_B.long(), len(label_B))
 
 
 def _write_texts(path: Path, part: str, count: int, config: Config, classes: list[str]) -> None:

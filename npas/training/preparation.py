@@ -28,7 +28,7 @@ def prepare(experiment: Experiment) -> None:
     check_parts(experiment)
     named_checkpoint(config, experiment.stage)
     task.setup()
-    if config.data.verify == "warn" and task.source == "real" and task.compared is None:
+    if config.data.verify == "warn" and task.source == "real" and not task.compared.found:
         log.warning("data.verify=warn has no effect: no checksums of %s are known", task.name)
     task.steps_per_epoch(config.batch_size)
     task.check_network(experiment.model)

@@ -10,14 +10,8 @@ from npas.models import InputSpec
 from npas.reporting.compose import compose
 
 IMAGES = InputSpec((3, 16, 16), 10)
-PERCEIVER = {
-    "latents": 6,
-    "channels": 8,
-    "cross_attentions": 2,
-    "blocks": 2,
-    "heads": 2,
-    "bands": 3,
-}
+PERCEIVER = {"latents": 6, "channels": 8, "cross_attentions": 2}
+PERCEIVER |= {"blocks": 2, "heads": 2, "bands": 3}
 SIMNET = [
     {}, {"boxes": False}, {"normalize": "regions"}, {"phrase": "attention"}, {"phrase": "gru"},
     {"embeddings": 3}, {"embeddings": 2, "phrase": "gru"},
@@ -59,7 +53,6 @@ COUNTS = [
     ("resnet_cifar", {"depth": 110}, CIFAR10, 1_727_962),
     ("resnext", {}, CIFAR10, 68_155_210),
     ("resnext", {}, CIFAR100, 68_247_460),
-    ("resnext", {"cardinality": 8}, CIFAR10, 34_426_698),
     ("densenet", {}, CIFAR10, 27_249_082),
     ("densenet", {"depth": 40, "growth": 12}, CIFAR10, 1_019_722),
     ("densenet", {"depth": 190, "growth": 40, "bottleneck": True}, CIFAR10, 25_624_430),
@@ -75,6 +68,8 @@ COUNTS = [
     ("torchvision", {"name": "densenet264"}, IMAGENET, 33_337_704),
     ("torchvision", {"name": "efficientnet_b0"}, IMAGENET, 5_288_548),
     ("torchvision", {"name": "efficientnet_b3"}, IMAGENET, 12_233_232),
+    ("perceiver", {}, IMAGENET, 326_241_856),
+    ("perceiver", {"share": "cross_layer"}, IMAGENET, 44_912_254),
     ("torchvision", {"name": "mobilenet_v2"}, IMAGENET, 3_504_872),
     ("timm", {"name": "mobilenetv3_small_100"}, IMAGENET, 2_542_856),
     ("timm", {"name": "vit_small_patch16_224"}, IMAGENET, 22_050_664),
@@ -90,12 +85,15 @@ COUNTS = [
     ("gpt", {"layers": 4, "heads": 4, "width": 128, "bias": False}, SMALL, 804_096),
     ("gpt", {"layers": 12, "heads": 12, "width": 768, "bias": True}, FULL, 124_439_808),
     ("golf", {}, GOLF, 17_059_912),
+    ("simnet", {"boxes": False}, spec("regions", 300, 2048), 5_821_185),
+    ("simnet", {"boxes": False}, spec("regions", 6000, 2048), 11_657_985),
+    ("bag_of_words", {"boxes": False}, spec("regions", 300, 2048), 601_601),
     ("adapt", {"vocab_size": 8481}, MATCH, 16_731_820),
     ("adapt", {"vocab_size": 11_755}, MATCH, 17_714_020),
     ("two_branch", {}, MATCH, 6_919_168),
     ("two_branch", {"sentence": "attention"}, MATCH, 6_919_769),
 ]
-IN_THEIR_TEXTS = ("torchvision", "timm", "bert", "adapt", "two_branch")
+IN_THEIR_TEXTS = ("perceiver", "torchvision", "timm", "bert", "adapt", "two_branch", "simnet")
 
 
 @pytest.mark.parametrize(("family", "keys", "asked", "count"), COUNTS, ids=lambda of: str(of)[:30])
@@ -128,18 +126,13 @@ def test_all_of_a_shared_network_trains_and_a_seed_means_the_same_weights(family
         assert torch.equal(model(x), model(x))
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("wnr", "did you mean wrn"),
-        ("xyz", "choose from .*densenet, .*torchvision, .*wrn"),
-        # Modules outside the package, and helpers within, are out of reach.
-        *((name, "no model family") for name in ("os", "..sharing", "wrn.Config", "", "_hub")),
-    ],
-)
-def test_an_unknown_family_is_refused_with_near_names(name, said):
-    with pytest.raises(ValueError, match=said):
-        models.family(name)
+def test_an_unknown_family_is_refused_with_near_names():
+    with pytest.raises(ValueError, match="did you mean wrn"):
+        models.family("wnr")
+    # Modules outside the package, and helpers within, are out of reach.
+    for name in ("os", "..sharing", "wrn.Config", "", "_hub"):
+        with pytest.raises(ValueError, match="there is no model family"):
+            models.family(name)
 
 
 @pytest.mark.parametrize(
@@ -163,17 +156,11 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("densenet", {"depth": 99}, "a DenseNet has 3n + 4 layers; the nearest is 97 or 100"),
         ("densenet", {"depth": 189, "bottleneck": True}, "DenseNet-BC has 6n + 4 layers; the"),
         ("torchvision", {"name": "resnet_50"}, "resnet50"),
-        ("torchvision", {"name": "fasterrcnn_resnet50_fpn"}, "not a classification network"),
-        (
-            "torchvision",
-            {"name": "vgg16", "stem": "three_convs"},
-            "stem=three_convs is for ResNets",
-        ),
+        ("torchvision", {"name": "vgg16", "stem": "three_convs"}, "stem=three_convs is for Res"),
         ("torchvision", {"name": "vgg11", "identities": True}, "identities=true is for ResNets"),
         ("timm", {"name": "mobilenet_v3_small_100"}, "mobilenetv3_small_100"),
         ("timm", {"name": "zzzzqq"}, "is not a network of timm; see timm.list_models()"),
         ("perceiver", {"heads": 3}, "model.channels=1024 is not divisible by model.heads=3"),
-        ("gpt", {"width": 10}, "model.width=10 is not divisible by model.heads=4"),
         ("bert", {"heads": 5}, "model.hidden=768 is not divisible by model.heads=5"),
         ("bert", {"arch": "albert"}, "an ALBERT needs a width"),
         ("bert", {"embedding": 8}, "set it to null"),
@@ -189,15 +176,9 @@ def test_keys_that_do_not_fit_each_other_are_refused(family, slip, said):
     ("family", "keys", "shape", "said"),
     [
         ("vgg", {}, (3, 8, 8), "halves an image four times, and the task's have 8x8"),
-        (
-            "torchvision",
-            {},
-            (1, 8, 8),
-            "reads 3-channel images, and an input of this task is 1x8x8: choose another",
-        ),
+        ("torchvision", {}, (1, 8, 8), "reads 3-channel images, and an input of this task is 1x8"),
         ("torchvision", {"name": "squeezenet1_0"}, (3, 8, 8), "cannot take images of 3x8x8 ("),
         ("timm", {}, (12,), "reads any-channel images, and an input of this task is 12"),
-        ("perceiver", PERCEIVER, (12,), "images, and an input of this task is 12"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(family, keys, shape, said):

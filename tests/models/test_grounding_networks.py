@@ -3,21 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from network_inputs import build, count, inputs, spec
+from network_inputs import build, count, inputs
 from torch.nn import functional as F
 
 import npas
-from npas.models import bag_of_words, simnet
+from npas.models import bag_of_words
 
 WAYS = [
-    {},
-    {"boxes": False},
-    {"normalize": "regions"},
-    {"phrase": "attention"},
-    {"phrase": "gru"},
-    {"embeddings": 3},
-    {"embeddings": 2, "phrase": "gru"},
-]
+    {}, {"boxes": False}, {"normalize": "regions"}, {"phrase": "attention"}, {"phrase": "gru"},
+    {"embeddings": 3}, {"embeddings": 2, "phrase": "gru"},
+]  # fmt: skip
 
 
 def make(**keys):
@@ -32,25 +27,15 @@ def make(**keys):
     return model.eval()
 
 
-def test_counts_are_as_the_derivation_says():
-    width, hidden = 256, 4 * 256
-    norms, biases = 2 * (3 * hidden + width), 2 * hidden + 1
-    for word, weights in ((300, 5_812_480), (6000, 11_649_280)):
-        branches = hidden * (word + 2048) + 2 * hidden**2
-        assert weights == branches + hidden**2 + hidden * width + width
-        assert count("simnet", word, boxes=False) == weights + norms + biases
-        for number in (weights, weights + norms + biases, norms, biases):
-            assert f"{number:,}" in (simnet.__doc__ or "")
+def test_what_an_option_adds_is_as_the_derivation_says():
     plain = count("simnet", boxes=False)
-    assert count("simnet") - plain == 20 * 256
     # Norms and biases of the layers that are added, beside their weights.
     concepts = 3 * (1024 * 256 + 2 * 256) + 1024 * (300 + 4) + 2 * 1024 + 4
-    assert count("simnet", boxes=False, embeddings=4) - plain == concepts
-    assert count("simnet", boxes=False, phrase="attention") - plain == 2 * 300 + 1
     branch = 300 * 1024 + 1024**2 + 2 * 1024 + 1024
     gru = 3 * 256 * (300 + 256 + 2) + 256 * 1024 + 1024
-    assert count("simnet", boxes=False, phrase="gru") - plain == gru - branch
-    assert count("bag_of_words", boxes=False) == 256 * (300 + 2048) + 2 * 256 + 1 == 601_601
+    more = [({"embeddings": 4}, concepts), ({"phrase": "attention"}, 2 * 300 + 1)]
+    for keys, added in (*more, ({"phrase": "gru"}, gru - branch), ({"boxes": True}, 20 * 256)):
+        assert count("simnet", **{"boxes": False, **keys}) - plain == added
     assert count("bag_of_words") == 601_601 + 1280
     assert "601,601 parameters; 1,280 more" in (bag_of_words.__doc__ or "")
 
@@ -101,11 +86,7 @@ def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys):
         for phrase in range(3):
             expected = naive(model, phrases[image, phrase].numpy(), regions[image].numpy())
             np.testing.assert_allclose(found[image, phrase].numpy(), expected, rtol=1e-3, atol=1e-4)
-    if model.over_regions:  # of one image alone
-        given["regions"][0, 0] *= 5
-        after = model(**given)
-        assert (after[0, :, 1:] != found[0, :, 1:]).any()
-        torch.testing.assert_close(after[1], found[1])
+    if model.over_regions:
         return
     # Filling up with the same phrases and regions, and places beyond the last word: no change.
     longer = {name: torch.cat([value, value], 1) for name, value in given.items()}
@@ -132,9 +113,3 @@ def test_it_shares_one_bank_across_text_and_image():
         model = npas.share(build("simnet", width=4, **keys), 0.5)
         layers = {layer.name for layer in npas.allocation(model).layers}
         assert {text, "region.1.weight", "joint.linear.weight"} <= layers
-
-
-def test_it_takes_the_example_of_its_spec_and_16_bits():
-    assert make()(**spec("regions").example("cpu")).shape == (1, 3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert make()(**inputs("regions")).isfinite().all()

@@ -6,7 +6,6 @@ import torch
 from npas import tasks
 from npas.tasks import base
 from npas.tasks.base import Batch, Task
-from npas.tasks.shortest_paths import task as shortest_paths
 
 
 class Numbers(Task):
@@ -38,8 +37,6 @@ def test_a_task_that_lacks_a_method_cannot_be_made(method):
 
 
 def test_an_unknown_family_is_refused_with_near_names():
-    with pytest.raises(ValueError, match="did you mean digits"):
-        tasks.family("digit")
     with pytest.raises(ValueError, match="choose from cifar, digits, grounding, imagenet"):
         tasks.family("_base")
 
@@ -64,6 +61,18 @@ def test_an_unknown_family_is_refused_with_near_names():
         ("retrieval", {"test": "testall"}, "set=f30k has none; set task.test=test"),
         ("retrieval", {"set": "scenes", "images": "mine"}, "task.images=mine is not read with"),
         ("retrieval", {"vectors": " "}, "task.vectors must not be empty"),
+        ("grounding", {"vectors": " "}, "task.vectors must not be empty"),
+        ("grounding", {"set": "scenes", "bert": "mine"}, "task.bert=mine is not read"),
+        ("mlm", {"mask_rate": 0.0}, "task.mask_rate must be above 0"),
+        ("mlm", {"max_length": 4}, "task.max_length must be at least 5"),
+        ("lm", {"folder": "own"}, "are not for shakespeare: set task=text"),
+        ("lm", {"tokenizer": "own.model"}, "are not for shakespeare: set task=text"),
+        ("images", {"folder": "../pets"}, "must name a folder below data.root"),
+        ("images", {"classes": 1}, "task.classes must be at least 2"),
+        ("text_classification", {"label": "text"}, "task.text and task.label are both text"),
+        ("text_classification", {"train_file": "a.txt"}, "must end in one of .csv, .tsv, .jsonl"),
+        ("text_classification", {"val_file": "texts/./test.csv"}, "must be different files"),
+        ("text_classification", {"class_names": ["a"]}, "must be at least two different labels"),
     ],
 )
 def test_keys_that_do_not_fit_each_other_are_refused(family, slip, said):
@@ -95,8 +104,6 @@ def test_ranks_have_equal_shares_of_each_batch():
         own = slice(2 * rank, 2 * rank + 2)
         assert [share.inputs.tolist() for share in shares] == [whole[2][own], whole[1][own]]
         assert [share.targets for share in shares] == [2 * 3 + 2, 2 * 3 + 1]
-    for batch, world, grad_accum_steps, share in ((64, 1, 1, 64), (64, 2, 4, 8), (12, 3, 2, 2)):
-        assert base.rank_share(batch, world, grad_accum_steps) == share
 
 
 @pytest.mark.parametrize(
@@ -106,61 +113,13 @@ def test_ranks_have_equal_shares_of_each_batch():
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_does(
     batch, world, grad_accum_steps, nearest
 ):
-    with pytest.raises(ValueError) as error:
+    how = f"{world} ranks x trainer.grad_accum_steps={grad_accum_steps}"
+    with pytest.raises(ValueError, match=f"batch_size={batch} .* {how}; .*: {nearest}$"):
         base.rank_share(batch, world, grad_accum_steps)
-    assert str(error.value) == (
-        f"batch_size={batch} is not divisible by {world} ranks x trainer.grad_accum_steps="
-        f"{grad_accum_steps}; the nearest that is: {nearest}"
-    )
     assert base.rank_share(nearest, world, grad_accum_steps) * world * grad_accum_steps == nearest
 
 
-def same(one, other):
-    return (
-        torch.equal(one.inputs, other.inputs)
-        and torch.equal(one.targets, other.targets)
-        and one.inputs.stride() == other.inputs.stride()
-        and one.size == other.size
-    )
-
-
-@pytest.mark.parametrize(
-    ("family", "at_once"),
-    [("digits", 1), ("shortest_paths", 1), ("shortest_paths", 24), ("shortest_paths", 4096)],
-)
-def test_any_steps_of_an_epoch_are_the_same_samples_in_any_batch_on_any_rank(
-    family, at_once, tiny_task, monkeypatch
-):
-    monkeypatch.setattr(shortest_paths, "DRAWN_AT_ONCE", at_once)
-    task = tiny_task(family)
-    whole = list(task.train_batches(2, 12))
-    assert len(whole) == task.steps_per_epoch(12) >= 10
-    for world in (1, 2, 3):
-        ranks = [list(base.batches(task, 2, 12, rank=r, world=world)) for r in range(world)]
-        for batch, *parts in zip(whole, *ranks, strict=True):
-            assert {part.size for part in parts} == {12 // world}
-            for name in ("inputs", "targets"):
-                found = torch.cat([getattr(part, name) for part in parts])
-                assert torch.equal(found, getattr(batch, name))
-    smaller = torch.cat([batch.inputs for batch in task.train_batches(2, 6, range(20))])
-    assert torch.equal(smaller, torch.cat([batch.inputs for batch in whole[:10]]))
-    for steps in (range(0), range(3, 10), range(1, 10, 3), range(9, -1, -2)):
-        found = list(task.train_batches(2, 12, steps))
-        assert all(same(a, whole[step]) for a, step in zip(found, steps, strict=True))
-    later = list(base.batches(task, 2, 12, first_step=4))
-    assert all(same(a, b) for a, b in zip(later, whole[4:], strict=True))
-    assert not list(base.batches(task, 2, 12, first_step=len(whole)))
-    assert not same(next(task.train_batches(3, 12)), whole[0])
-
-
-@pytest.mark.parametrize("family", ["digits", "shortest_paths"])
-def test_parts_are_equal_pieces_in_order(family, tiny_task):
-    batch = next(base.batches(tiny_task(family), 0, 12))
-    for count in (1, 2, 3, 12):
-        parts = batch.parts(count)
-        assert [part.size for part in parts] == [12 // count] * count
-        assert torch.equal(torch.cat([part.inputs for part in parts]), batch.inputs)
-        assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
+def test_parts_are_equal_pieces_in_order():
     inputs = {"words": torch.arange(8).view(4, 2), "length": torch.arange(4)}
     first, second = Batch(inputs, {"answer": torch.arange(4)}, 4).parts(2)
     assert list(first.inputs) == ["words", "length"]

@@ -7,7 +7,7 @@ import torch
 
 from npas.cli import evaluate, export, train
 from npas.config import DataConfig
-from npas.models import bert, build, transformers
+from npas.models import InputSpec, bert, build, transformers
 from npas.reporting import results
 from npas.tasks import text_classification
 from npas.tasks.common import synthetic_text
@@ -36,35 +36,33 @@ def root(tmp_path):
     return tmp_path
 
 
-def make(root, source="real", fraction=None, **keys):
+def make(root, fraction=None, **keys):
     given = {"train_file": "lives/train.csv", "test_file": "lives/test.csv", "max_length": 8}
     config = text_classification.Config(**given | {"tokenizer": str(root / "tokenizer")} | keys)
-    data = DataConfig(root=str(root), val_fraction=fraction, source=source)
+    data = DataConfig(root=str(root), val_fraction=fraction)
     config = text_classification.settle(config, data)
     return text_classification.Task(config, data, seed=0, device=CPU)
 
 
-def write_jsonl(root):
-    (root / "lives/train.jsonl").write_text(lines(ROWS * 4))
-
-
-def write_tsv(root):
-    (root / "lives/train.tsv").write_text(csv(ROWS * 4, "\t"))
+def refused(act, line):
+    with pytest.raises(ValueError) as error:
+        act()
+    assert line in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("write", "keys", "sizes"),
+    ("keys", "sizes"),
     [
-        (None, {}, {"train": 12, "test": 3}),
-        (None, {"val_file": "lives/val.csv"}, {"train": 12, "test": 3, "val": 3}),
-        (None, {"fraction": 0.25}, {"train": 9, "test": 3, "val": 3}),
-        (write_jsonl, {"train_file": "lives/train.jsonl"}, {"train": 12, "test": 3}),
-        (write_tsv, {"train_file": "lives/train.tsv"}, {"train": 12, "test": 3}),
+        ({}, {"train": 12, "test": 3}),
+        ({"val_file": "lives/val.csv"}, {"train": 12, "test": 3, "val": 3}),
+        ({"fraction": 0.25}, {"train": 9, "test": 3, "val": 3}),
+        ({"train_file": "lives/train.jsonl"}, {"train": 12, "test": 3}),
+        ({"train_file": "lives/train.tsv"}, {"train": 12, "test": 3}),
     ],
 )
-def test_rows_become_texts_with_their_classes(root, write, keys, sizes):
-    if write is not None:
-        write(root)
+def test_rows_become_texts_with_their_classes(root, keys, sizes):
+    (root / "lives/train.jsonl").write_text(lines(ROWS * 4))
+    (root / "lives/train.tsv").write_text(csv(ROWS * 4, "\t"))
     task = make(root, **keys)
     assert task.config.class_names == ["move", "play"] and task.name == "lives"
     assert task.has_validation == ("val" in sizes)
@@ -85,72 +83,31 @@ def test_rows_become_texts_with_their_classes(root, write, keys, sizes):
 @pytest.mark.parametrize(
     ("file", "content", "keys", "line"),
     [
-        ("test", None, {}, "there (docs/data.md), or set data.source=synthetic"),
-        ("train", None, {}, "put lives/train.csv there (docs/data.md), or set"),
-        ("train", "text,label\n", {}, "train.csv, row 1: it has no rows"),
-        ("train", csv([("a", "one")]), {}, "has only the label 'one'"),
-        ("train", "a,b\n1,2\n", {}, "train.csv, row 1: it needs the columns text and label"),
-        ("train", None, {"label": "text"}, "task.text and task.label are both text"),
-        ("train", csv(ROWS), {"label": "stars"}, "row 1: it needs the columns text and stars"),
-        ("train", "text,label\na\n", {}, "row 1: the text or the label is missing"),
-        ("train", "text,label\na, b,c\n", {}, "row 1: it needs the columns text and label"),
-        ("train", 'text,label\n"a"b,c\n', {}, "train.csv, row 1: "),
-        ("train", b"text,label\n\xff,a\n", {}, "codec can't decode"),
-        (
-            "test",
-            csv([("a", "sing")]),
-            {},
-            "test.csv: the label 'sing' is not one of the 2 that were",
-        ),
-        (
-            "x",
-            "[1]\n",
-            {"train_file": "lives/x.jsonl"},
-            "x.jsonl, row 1: it needs the columns text and label",
-        ),
-        (
-            "x",
-            '{"text": 1}\n',
-            {"train_file": "lives/x.jsonl"},
-            "it needs the columns text and label",
-        ),
-        ("x", lines([("a", 0.5)]), {"train_file": "lives/x.jsonl"}, "row 1: the text or the"),
-        (
-            "test",
-            csv(ROWS),
-            {"tokenizer": "no/where/at/all"},
-            "is not a folder, and it cannot be had",
-        ),
-        ("test", csv(ROWS), {"train_file": "a.txt"}, "must end in one of .csv, .tsv, .jsonl"),
-        ("test", csv(ROWS), {"val_file": "lives/./test.csv"}, "must be different files"),
-        ("test", csv(ROWS), {"class_names": ["a"]}, "must be at least two different labels"),
-        ("test", csv(ROWS), {"max_length": 2}, "task.max_length must be at least 3"),
-        (
-            "test",
-            csv(ROWS),
-            {"val_file": "lives/val.csv", "fraction": 0.1},
-            "data.val_fraction and task.val_file: set one of the two to null",
-        ),
+        ("test.csv", None, {}, "there (docs/data.md), or set data.source=synthetic"),
+        ("train.csv", None, {}, "put lives/train.csv there (docs/data.md), or set"),
+        ("train.csv", "text,label\n", {}, "train.csv, row 1: it has no rows"),
+        ("train.csv", csv([("a", "one")]), {}, "has only the label 'one'"),
+        ("train.csv", csv(ROWS), {"label": "stars"}, "row 1: it needs the columns text and stars"),
+        ("train.csv", "text,label\na\n", {}, "row 1: the text or the label is missing"),
+        ("train.csv", "text,label\na, b,c\n", {}, "row 1: it needs the columns text and label"),
+        ("train.csv", 'text,label\n"a"b,c\n', {}, "train.csv, row 1: "),
+        ("train.csv", b"text,label\n\xff,a\n", {}, "codec can't decode"),
+        ("test.csv", csv([("a", "sing")]), {}, "test.csv: the label 'sing' is not one of the 2"),
+        ("x.jsonl", "[1]\n", {}, "x.jsonl, row 1: it needs the columns text and label"),
+        ("x.jsonl", lines([("a", 0.5)]), {}, "row 1: the text or the label is missing"),
+        ("x.csv", "", {"tokenizer": "no/where/at/all"}, "is not a folder, and it cannot be had"),
+        ("x.csv", "", {"val_file": "lives/val.csv", "fraction": 0.1}, "set one of the two to null"),
     ],
 )
 def test_bad_input_is_one_line(root, file, content, keys, line):
-    name = keys.get("train_file", f"lives/{file}.csv") if file == "x" else f"lives/{file}.csv"
+    path = root / "lives" / file
+    if file == "x.jsonl":
+        keys = {"train_file": "lives/x.jsonl"}
     if content is None:
-        (root / name).unlink()
+        path.unlink()
     else:
-        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError) as refused:
-        make(root, **keys).setup()
-    assert line in str(refused.value) and "\n" not in str(refused.value)
-
-
-def test_synthetic_texts_need_no_files_and_have_four_classes(tmp_path):
-    for keys in ({}, {"fraction": 0.1}, {"train_file": "x/a.jsonl", "class_names": ["a", "b"]}):
-        task = make(tmp_path / "nowhere", source="synthetic", **keys)
-        task.setup()
-        assert task.spec.num_classes == (2 if "class_names" in keys else 4)
-        assert set(task.parts) == {"train", "test", *(["val"] if "fraction" in keys else [])}
-    assert not list(tmp_path.iterdir())
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(lambda: make(root, **keys).setup(), line)
 
 
 def test_a_run_keeps_its_classes_and_is_evaluated_without_the_training_file(
@@ -223,12 +180,6 @@ def test_any_encoder_of_transformers_classifies_texts(kind, root, tmp_path):
     }
 
 
-def refused(act, line):
-    with pytest.raises(ValueError) as error:
-        act()
-    assert line in str(error.value) and "\n" not in str(error.value)
-
-
 def test_an_unsuitable_encoder_is_one_line(root, tmp_path):
     task, folder = make(root, max_length=18), tmp_path / "net"
     save(folder, "roberta", **{**SIZES, "max_position_embeddings": 19})
@@ -240,21 +191,18 @@ def test_an_unsuitable_encoder_is_one_line(root, tmp_path):
     refused(built, "takes 17 tokens: set task.max_length")
     refused(lambda: built(name="no/such/./one"), "is not a folder, and it cannot be had")
     refused(lambda: built(name=" "), "model.name must not be empty")
-    refused(lambda: build(transformers.Config(), bert_spec()), "where in a text an answer")
+    refused(
+        lambda: build(transformers.Config(), InputSpec((8,), 2, "span")),
+        "where in a text an answer",
+    )
     (folder / "model.safetensors").unlink()
     refused(lambda: built(pretrained=True), "holds no model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    refused(built, "choose another text classification network")
-    (folder / "config.json").write_text(
-        json.dumps({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "own"})
-    )
-    refused(built, "choose another text classification network")
-
-
-def bert_spec():
-    from npas.models import InputSpec
-
-    return InputSpec((8,), 2, "span")
+    for kind in (
+        {"model_type": "vit"},
+        {"auto_map": {"AutoConfig": "code.C"}, "model_type": "own"},
+    ):
+        (folder / "config.json").write_text(json.dumps(kind))
+        refused(built, "choose another text classification network")
 
 
 @pytest.mark.parametrize("arch", ["bert", "albert"])

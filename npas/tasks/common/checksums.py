@@ -23,11 +23,21 @@ class Comparison:
     """
 
     def __init__(self, verify: str) -> None:
-        self.verify = verify
-        self.collects = False
+        self.verify, self.collects = verify, False
         self.found: dict[str, str] = {}
+        self.expected: dict[str, str | None] = {}
         self.published: bool | None = None
         self.difference: str | None = None
+
+    def note(self, name: str) -> str:
+        """Return how `name` compares with the published one, as the end of a line."""
+        expected = self.expected.get(name)
+        same = expected == self.found.get(name)
+        return "" if expected is None else ", as published" if same else f"; published: {expected}"
+
+    def lines(self) -> dict[str, str]:
+        """Return what was found, and how it compares."""
+        return {name: f"{found}{self.note(name)}" for name, found in self.found.items()}
 
     def add(
         self, name: str, found: str, expected: str | None, *, path: Path, remedy: str,
@@ -35,11 +45,10 @@ class Comparison:
     ) -> None:  # fmt: skip
         """Record the checksum or count `found` for `name`; compare it with `expected`, if known.
 
-        Pass `proves=False` for counts: equal counts do not prove that the data are the published
-        ones. A difference raises ValueError with the remedy or, with `data.verify=warn`, logs a
-        warning once.
+        `proves=False` is for counts. A difference raises ValueError with the remedy or, with
+        `data.verify=warn`, logs a warning once.
         """
-        self.found[name] = found
+        self.found[name], self.expected[name] = found, expected
         if expected is None or found == expected:
             if expected is not None and proves and self.published is None:
                 self.published = True

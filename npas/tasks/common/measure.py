@@ -32,10 +32,7 @@ def measuring(model: nn.Module) -> Iterator[torch.device]:
 def fill(
     found: Tensor, own: Iterable[T], world: int, measure: Callable[[T], tuple[Any, Tensor]]
 ) -> Tensor:
-    """Fill a zero tensor with what `measure` returns for this rank's batches; sum over ranks.
-
-    `measure` returns an index into `found` and the values to store there.
-    """
+    """Fill a zero tensor with what `measure` returns for this rank's batches; sum over ranks."""
     for batch in own:
         index, values = measure(batch)
         found[index] = values
@@ -43,18 +40,12 @@ def fill(
 
 
 def measure(
-    model: nn.Module,
-    count: Callable[[int], Sequence[Tensor | int]],
-    batches: int,
-    numbers: int,
-    rank: int,
-    world: int,
-    device: torch.device,
-) -> Tensor:
-    """Return the values that `count` returns for each batch, over all ranks: batches x numbers.
+    model: nn.Module, count: Callable[[int], Sequence[Tensor | int]], batches: int, numbers: int,
+    rank: int, world: int, device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Return the `numbers` that `count` returns for each batch, over all ranks: float64 on the CPU.
 
-    `count` is called in order with the indices of this rank's batches, in eval mode and without
-    gradients. The result is float64 on the CPU, bit-identical for any number of ranks.
+    `count` is called in order with the indices of this rank's batches, in eval mode.
     """
     # The batches of other ranks stay 0 until the sum over ranks.
     counted_EN = torch.zeros(batches, numbers, dtype=torch.float64, device=device)

@@ -93,11 +93,7 @@ def draw_names(rng: Random, count: int) -> list[str]:
 
 
 def write_squad(root: Path, version: str, train: int, test: int) -> None:
-    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions.
-
-    There are at most four questions per paragraph and twelve per article, and at least two
-    articles, so that one can be held out.
-    """
+    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions."""
     for part, count in (("train", train), ("dev", test)):
         rng = Random(f"squad {version} {part}")
         articles = []
@@ -155,10 +151,9 @@ def write_texts(root: Path, documents: int) -> None:
         lives = [draw_life(rng, name, sentences=4) for name in draw_names(rng, 3)]
         made.append("\n".join(sentence for life in lives for sentence in life.sentences()))
     half = max(1, documents // 2)
-    for i, part in enumerate((made[:half], made[half:])):
-        if part:
-            text = "\n\n".join(part)
-            (root / "text" / f"{i}.txt").write_text(f"{text}\n", encoding="utf-8")
+    for i, part in enumerate(filter(None, (made[:half], made[half:]))):
+        text = "\n\n".join(part) + "\n"
+        (root / "text" / f"{i}.txt").write_text(text, encoding="utf-8")
 
 
 # --- the tokenizer
@@ -174,10 +169,7 @@ def write_wordpieces(folder: Path, words: Iterable[str]) -> None:
 
 
 def write_tokenizer(root: Path) -> Path:
-    """Write a WordPiece tokenizer in the format of transformers, and return its folder.
-
-    Most synthetic words are one token, years are two, and anything else is split into letters.
-    """
+    """Write a WordPiece tokenizer, and return its folder."""
     from tokenizers import normalizers
 
     bare = normalizers.BertNormalizer(lowercase=True).normalize_str

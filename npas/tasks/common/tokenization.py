@@ -63,11 +63,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer") -> Tokenizer:
-    """Load the tokenizer in folder `name`, or of that name on the Hugging Face hub.
-
-    Without `download` only the hub's local cache is used. `key` is its key in the config. Raises
-    ValueError if it cannot be loaded.
-    """
+    """Load the tokenizer in folder `name`, or of that name on the Hugging Face hub."""
     from transformers import AutoTokenizer
 
     folder = _hub.find_folder(key, name, FILES, NEEDED, download=download)
@@ -80,17 +76,10 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
     return Tokenizer(name, inner, special, key)
 
 
-def load_synthetic(root: Path) -> Tokenizer:
-    """Write the tokenizer of the synthetic texts under `root`, and load it."""
-    tokenizer = load_tokenizer(str(synthetic_text.write_tokenizer(root)))
-    return replace(tokenizer, name="synthetic")
-
-
 def inputs(ids_BL: Tensor, second_B: Tensor, length_B: Tensor) -> dict[str, Tensor]:
-    """Return the network's inputs for pairs of texts: ids, token types and the attention mask.
+    """Return the network's inputs for pairs of texts, of which the second starts at `second_B`.
 
-    The second text starts at `second_B`. The mask is Bx1x1xL, as attention needs it: with BxL,
-    transformers synchronizes with the device to check whether it masks anything.
+    The mask is Bx1x1xL: with BxL, transformers synchronizes with the device to look at it.
     """
     position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
     is_text_BL = position_L < length_B[:, None]
@@ -117,7 +106,8 @@ class TextTask(base.Task):
             if self.source == "synthetic":
                 self.root = Path(folder)
                 self.write()
-                self.tokenizer = load_synthetic(self.root)
+                tokenizer = load_tokenizer(str(synthetic_text.write_tokenizer(self.root)))
+                self.tokenizer = replace(tokenizer, name="synthetic")
             else:
                 self.ensure()
                 self.tokenizer = load_tokenizer(self.config.tokenizer, self.data.download)

@@ -1,7 +1,6 @@
-"""Load datasets that are pickles, allowing only plain data and numpy arrays of numbers.
+"""Load datasets that are pickles, which can call any function while they load.
 
-A pickle can call any function while it loads. Only the functions that rebuild numpy arrays of
-numbers are allowed here; dicts, lists, strings, bytes and numbers need none.
+Only those that rebuild numpy arrays of numbers are allowed; plain data need none.
 """
 
 import io
@@ -25,25 +24,22 @@ def _scalar(kind: Any, data: bytes | str) -> np.generic:
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, kind, 1)[0]
 
 
-# `numpy.core` in pickles of numpy 1, `numpy._core` of numpy 2: the same private function.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
 ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
+    "numpy.core.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+    "numpy.core.multiarray.scalar": _scalar,
     # The form in which Python 3 writes bytes in old protocols, always as latin1.
-    ("_codecs", "encode"): lambda text, encoding: str.encode(text, "latin1"),
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _number,
+    "_codecs.encode": lambda text, encoding: str.encode(text, "latin1"),
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": _number,
 }
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
+        # `numpy.core` in pickles of numpy 1, `numpy._core` of numpy 2: the same functions.
+        if (known := f"{module}.{name}".replace("numpy._core.", "numpy.core.")) not in ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not data")
-        return ALLOWED[module, name]
+        return ALLOWED[known]
 
 
 def unpickle(data: bytes) -> Any:

@@ -1,13 +1,12 @@
 """Make batches in worker processes: the same batches, in the same order.
 
-Workers are forked for each epoch: they share the data without a copy and start in milliseconds,
-since torch need not be imported again. Forking after torch and gloo have started threads, which the
-fork does not copy, is safe here: a worker computes on one thread, does not communicate with other
-ranks, and exits without cleanup. It cannot use a GPU. Outside Linux, where system libraries may not
-survive a fork, workers start by the platform's default method.
+Workers are forked for each epoch: they share the data without a copy and start in milliseconds.
+Forking after torch and gloo have started threads is safe here: a worker computes on one thread,
+without other ranks and GPUs, and exits without cleanup. Outside Linux, workers start by the
+platform's default method.
 
-Only the main process ends a worker. Workers ignore the signals that stop a run. Each watches a pipe
-whose other end the main process holds, and exits when that is closed or the main process ends.
+Workers ignore the signals that stop a run. Each watches a pipe whose other end the main process
+holds, and exits when that is closed or the main process ends.
 """
 
 import atexit
@@ -48,10 +47,7 @@ def iterate(make: Callable[[range], Iterator[T]], steps: range, workers: int) ->
 
 
 class _Work(IterableDataset):
-    """Yields every W-th item in each of W workers, and a ValueError instead of raising it.
-
-    Torch would add a traceback to its message.
-    """
+    """Yields every W-th item in each of W workers, and a ValueError, to which torch would add."""
 
     def __init__(self, make: Callable[[range], Iterator[Any]], steps: range) -> None:
         self.make, self.steps = make, steps
@@ -71,18 +67,11 @@ def _deliver(work: _Work, workers: int) -> Iterator[Any]:
     atexit.register(held.close)
     loading: Any = None
     try:
-        with _quietly():
-            loading = iter(
-                DataLoader(
-                    work,
-                    batch_size=None,
-                    num_workers=workers,
-                    collate_fn=_as_it_is,
-                    worker_init_fn=partial(_start, watched, held),
-                    multiprocessing_context=START_METHOD,
-                    generator=torch.Generator(),  # so that torch's default one is not advanced
-                )
-            )
+        how: Any = {"batch_size": None, "num_workers": workers, "collate_fn": _as_it_is}
+        how |= {"worker_init_fn": partial(_start, watched, held)}
+        how |= {"multiprocessing_context": START_METHOD}
+        with _quietly():  # with a generator, so that torch's default one is not advanced
+            loading = iter(DataLoader(work, generator=torch.Generator(), **how))
         watched.close()
         for item in loading:
             if isinstance(item, tuple) and isinstance(item[0], ValueError):
@@ -125,8 +114,7 @@ def _start(watched: Connection, held: Connection, worker: int) -> None:
 def _end_with_main(watched: Connection) -> None:
     """Exit when the pipe closes: at once if the main process has ended, else after `GRACE_S`.
 
-    Torch lets a worker end between two batches. Exiting earlier could leave a lock held that the
-    main process waits for.
+    Exiting within a batch could leave a lock held that the main process waits for.
     """
     main = os.getppid()
     watched.poll(None)

@@ -20,16 +20,10 @@ from torch import Tensor
 from npas.tasks.base import Batch
 from npas.tasks.common.word_vectors import Words
 from npas.tasks.grounding.metrics import labels, overlaps
-from npas.tasks.grounding.phrases import Flat
-from npas.tasks.grounding.regions import Regions, places
+from npas.tasks.grounding.reading import Flat
+from npas.tasks.grounding.regions import Regions
+from npas.tasks.scenes.regions import places
 from npas.utils import rng
-
-
-class Sizes(NamedTuple):
-    """The dimensions of all samples, P and R."""
-
-    phrases: int
-    regions: int
 
 
 class Lot(NamedTuple):
@@ -47,7 +41,8 @@ class Part:
     regions: Regions
     words: Words
     text_N: Tensor  # int64: index of each phrase's text in `words`
-    sizes: Sizes
+    phrases: int  # P
+    most: int  # R
 
     def __len__(self) -> int:
         return len(self.there)
@@ -59,7 +54,7 @@ class Part:
 
     @cached_property
     def lots(self) -> list[Lot]:
-        size = self.sizes.phrases
+        size = self.phrases
         return [
             Lot(i, own[start : start + size])
             for i, own in zip(self.there, map(self.flat.of_image, self.there), strict=True)
@@ -70,30 +65,31 @@ class Part:
         """Draw up to P phrases of an image, in random order."""
         own = self.flat.of_image(index)
         order = rng.permutation(key, len(own), torch.device("cpu"))
-        return Lot(index, [own[i] for i in order[: self.sizes.phrases].tolist()])
+        return Lot(index, [own[i] for i in order[: self.phrases].tolist()])
 
     def read(self, lots: Sequence[Lot]) -> Batch:
         """Return inputs and evaluation targets.
 
-        Targets: overlaps of each phrase and region, BxPxR; the number of regions without
-        repetitions, B; and the indices of the phrases, BxP, -1 for a repetition.
+        The overlaps of phrases and regions, BxPxR; the numbers of regions without repetitions, B;
+        the indices of the phrases, BxP, -1 for a repetition.
         """
-        size, rows = self.sizes, len(lots)
+        most, rows = self.most, len(lots)
         widths = self.regions.width, 5, 4
-        regions_BRD, boxes_BR5, pixels_BR4 = (torch.empty(rows, size.regions, w) for w in widths)
-        number_BP = torch.full((rows, size.phrases), -1)
+        regions_BRD, boxes_BR5, pixels_BR4 = (torch.empty(rows, most, w) for w in widths)
+        number_BP = torch.full((rows, self.phrases), -1)
         shown_BP = torch.empty_like(number_BP)
         counts_B = torch.empty(rows, dtype=torch.int64)
         for row, (image, phrases) in enumerate(lots):
-            features_RD, boxes_R4 = self.regions.read(image, size.regions)
+            features_RD, boxes_R4 = self.regions.read(image, most)
             counts_B[row] = len(boxes_R4)
-            turn_R = np.arange(size.regions) % len(boxes_R4)
+            turn_R = np.arange(most) % len(boxes_R4)
             boxes_R4 = boxes_R4[turn_R]
             regions_BRD[row] = torch.from_numpy(features_RD[turn_R])
-            boxes_BR5[row] = torch.from_numpy(places(boxes_R4, self.flat.images[image]))
+            size = self.flat.images[image][2:]
+            boxes_BR5[row] = torch.from_numpy(places(boxes_R4, *size))
             pixels_BR4[row] = torch.from_numpy(boxes_R4)
             number_BP[row, : len(phrases)] = torch.tensor(phrases)
-            shown_BP[row] = number_BP[row, torch.arange(size.phrases) % len(phrases)]
+            shown_BP[row] = number_BP[row, torch.arange(self.phrases) % len(phrases)]
         words_BPTV, lengths_BP = self.words.take(self.text_N[shown_BP])
         inputs = {"words": words_BPTV, "lengths": lengths_BP}
         inputs |= {"regions": regions_BRD, "boxes": boxes_BR5}
@@ -104,10 +100,7 @@ class Part:
     def training(
         self, lots: Sequence[Lot], keys: Sequence[int], positive: float, negatives: int
     ) -> Batch:
-        """Return inputs, and labels of each phrase and region, BxPxR, int8; 0 for repetitions.
-
-        `keys` seed the drawing of negatives, one key per lot.
-        """
+        """Return inputs, and labels of each phrase and region, BxPxR, int8; 0 for repetitions."""
         batch = self.read(lots)
         overlap_BPR, counts_B = batch.targets["overlaps"], batch.targets["regions"]
         labels_BPR = torch.zeros_like(overlap_BPR, dtype=torch.int8)

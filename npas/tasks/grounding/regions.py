@@ -8,6 +8,7 @@ fork and opened by a process's first read.
 Dimensions: R rows, D features, I images.
 """
 
+import logging
 import os
 import weakref
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from npas.tasks.grounding.phrases import MOST_MISSING, Image
+from npas.tasks.grounding.reading import Image
 from npas.utils.files import reading
 
+log = logging.getLogger(__name__)
+
+MOST_MISSING = 3  # images without features that a split may have; or 1% of it, if that is more
 BOX_WIDTHS = (4, 9, 12)  # possible counts of numbers after the features; the last 4 are the box
 _AGAIN = "extract the regions' features again with scripts/extract_regions.py, or put CITE's there"
 
@@ -46,11 +50,16 @@ class Regions:
                 f" {self.missing[0]}), and up to 1% may be missing: run scripts/extract_regions.py,"
                 " which adds them to its own files and names images that it cannot read"
             )
+        if missing:
+            log.warning(
+                "%s has no features of %d of %d images (first: %s): they are not trained on, and"
+                " their phrases count as wrong", *(path, missing, total, self.missing[0])
+            )  # fmt: skip
         close = weakref.WeakMethod(self.close)
         os.register_at_fork(before=lambda: (own := close()) and own())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the open file, for processes that are not forked."""
+        """Leave out the open file, for processes that are not forked."""
         return {**self.__dict__, "_file": None}
 
     def close(self) -> None:
@@ -64,7 +73,7 @@ class Regions:
             return h5py.File(self.path, "r", locking="best-effort")
 
     def _rows(self, file: Any, name: str) -> int:
-        """Return the number of an image's boxes, without reading them; 0 if it is missing."""
+        """Return the number of an image's boxes; 0 if it is missing."""
         if (found := file.get(name)) is None:
             return 0
         shape: tuple[int, ...] = getattr(found, "shape", (0,))  # a group has none
@@ -77,10 +86,7 @@ class Regions:
         return int(shape[0])
 
     def read(self, index: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return features, RxD, and boxes, Rx4, float32, of the best `most` boxes or fewer.
-
-        Raises ValueError if the image's data are damaged, or its boxes are empty or outside.
-        """
+        """Return features, RxD, and boxes, Rx4, float32, of the best `most` boxes or fewer."""
         if self._file is None:
             self._file = self._open()
         image = self.images[index]
@@ -99,11 +105,3 @@ class Regions:
                 " right, bottom in the pixels of that image"
             )
         return matrix_RX[:, : self.width], boxes_R4
-
-
-def places(boxes_R4: np.ndarray, image: Image) -> np.ndarray:
-    """Return the edges and the area of boxes as fractions of the image's, Rx5."""
-    sides_4 = np.array([image.width, image.height] * 2, dtype=np.float32)
-    left_R, top_R, right_R, bottom_R = boxes_R4.T
-    area_R = (right_R - left_R + 1) * (bottom_R - top_R + 1) / (image.width * image.height)
-    return np.concatenate([boxes_R4 / sides_4, area_R[:, None]], 1).astype(np.float32)

@@ -22,22 +22,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from npas.models import Input, InputSpec
-from npas.tasks import scenes
 from npas.tasks.base import Batch, Metrics, Picture, Shown, spread
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring, over_ranks
 from npas.tasks.common.workers import iterate
-from npas.tasks.grounding import metrics, sets
-from npas.tasks.grounding.batch import Lot, Part, Sizes
-from npas.tasks.grounding.phrases import Box, Flat, Reading, log
+from npas.tasks.grounding import metrics, reading
+from npas.tasks.grounding.batch import Lot, Part
+from npas.tasks.grounding.reading import Box, Flat, Reading
 from npas.tasks.grounding.regions import Regions
-from npas.tasks.scenes import Difficulty, dataset
+from npas.tasks.scenes import dataset, writing
 from npas.tasks.scenes.dataset import Made
+from npas.tasks.scenes.world import Difficulty
 from npas.utils import rng
 from npas.utils.checks import Ranged
 
 NAMES = {"flickr30k": "flickr30k_entities", "referit": "referit", "scenes": "scenes"}
 EVAL_BATCH = 8  # lots; small enough that each of many ranks gets some batches
+TRIED = 1000  # images of each part, evenly spread, whose features `inspect` reads
 SYNTHETIC_REGIONS, SYNTHETIC_PHRASES = 20, 4
 
 
@@ -82,15 +83,13 @@ class Task(dataset.SceneTask):
         super().prepare()
         config = self.config
         self.name = NAMES[config.set]
-        size = Sizes(config.phrases, config.regions)
-        if self.source == "synthetic":
-            size = Sizes(*map(min, size, (SYNTHETIC_PHRASES, SYNTHETIC_REGIONS)))
-        self.sizes = size
+        self.phrases = self.at_most(SYNTHETIC_PHRASES, config.phrases)
+        self.regions = self.at_most(SYNTHETIC_REGIONS, config.regions)
         inputs = {
-            "words": Input((size.phrases, config.max_words, config.word_width)),
-            "lengths": Input((size.phrases,), True),
-            "regions": Input((size.regions, config.region_width)),
-            "boxes": Input((size.regions, 5)),
+            "words": Input((self.phrases, config.max_words, config.word_width)),
+            "lengths": Input((self.phrases,), True),
+            "regions": Input((self.regions, config.region_width)),
+            "boxes": Input((self.regions, 5)),
         }
         self.spec = InputSpec((), 1, outputs="regions", inputs=inputs)
         self.readings: dict[str, Reading] = {}
@@ -100,28 +99,24 @@ class Task(dataset.SceneTask):
         name = "referit" if config.set == "referit" else "flickr30k"
         if self.is_rendered:
             root = self.find(f"flickr30k {config.words}", {}, self._write)
-        readings = sets.read(name, root)
+        readings = reading.read(name, root)
         if not self.is_rendered:
-            sets.compare(name, root, readings, self.compared)
-        flats = {split: Flat.of(reading) for split, reading in readings.items()}
+            reading.compare(name, root, readings, self.compared)
+        flats = {split: Flat.of(own) for split, own in readings.items()}
         for split, flat in flats.items():
             if not len(flat):
                 raise ValueError(f"{self.name}: no phrase of {split} has a box: see docs/data.md")
         regions = {
-            split: Regions(sets.features_path(name, root, split), flat.images, config.region_width)
+            split: Regions(
+                reading.features_path(name, root, split), flat.images, config.region_width
+            )
             for split, flat in flats.items()
         }
         words = self._look_up([text for flat in flats.values() for text in flat.texts], root)
         parts, first = {}, 0
         for split, flat in flats.items():
-            if missing := regions[split].missing:
-                log.warning(
-                    "%s has no features of %d of %d images (first: %s): %s",
-                    *(regions[split].path, len(missing), len(flat.images), missing[0]),
-                    "they are skipped" if split == "train" else "their phrases count as wrong",
-                )
             text_N = torch.from_numpy(flat.text_N) + first
-            parts[split] = Part(flat, regions[split], words, text_N, self.sizes)
+            parts[split] = Part(flat, regions[split], words, text_N, self.phrases, self.regions)
             first += len(flat.texts)
         # Free half a million small objects.
         self.readings = {split: replace(own, phrases=[]) for split, own in readings.items()}
@@ -129,15 +124,14 @@ class Task(dataset.SceneTask):
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
         config = self.config
-        write = scenes.write_referit if config.set == "referit" else scenes.write_flickr30k
+        write = writing.write_referit if config.set == "referit" else writing.write_flickr30k
         write(root, config.scenes, counts, config.region_width, seed)
         if config.words == "bert":
-            scenes.write_bert(root / "bert", config.word_width)
+            writing.write_bert(root / "bert", config.word_width)
         else:
-            scenes.write_vectors(root / "vectors.txt", config.word_width)
+            writing.write_vectors(root / "vectors.txt", config.word_width)
 
     def _look_up(self, texts: list[str], root: Path) -> word_vectors.Words:
-        """Return the word vectors of texts, padded to `max_words`."""
         config, is_rendered = self.config, self.is_rendered
         if config.words == "bert":
             folder = str(root / "bert") if is_rendered else config.bert
@@ -150,7 +144,26 @@ class Task(dataset.SceneTask):
         return replace(found, rows_UT=F.pad(found.rows_UT, (0, more)))
 
     def inspect(self) -> dict[str, str]:
-        return self.compared.found | sets.report(self.readings, self.parts)
+        found = self.compared.lines()
+        for split, own in self.readings.items():
+            part, regions = self.parts[split], self.parts[split].regions
+            tried = [part.there[i] for i in spread(len(part.there), TRIED)]
+            for index in tried:
+                regions.read(index, int(regions.rows_I[index]))
+            rows_I, existing = regions.rows_I[part.there], sum(i.path.is_file() for i in own.images)
+            found[split] = (
+                f"{len(own.images):,} images, {existing:,} of them as files,"
+                f" {len(part.flat):,} phrases with a box, {rows_I.sum():,} regions,"
+                f" {rows_I.min():,} to {rows_I.max():,} per image, of {regions.width:,} numbers;"
+                f" {len(tried):,} of {len(rows_I):,} images read,"
+                f" {len(regions.missing):,} have none"
+            )
+        words = self.parts["train"].words
+        found["words"] = (
+            f"{len(words.lengths_U):,} different phrases of up to {int(words.lengths_U.max())}"
+            f" words, {len(words.table_NV) - 1:,} vectors of {words.table_NV.shape[1]:,} numbers"
+        )
+        return found
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         part, lots, keys = self.parts["train"], [], []
@@ -160,7 +173,7 @@ class Task(dataset.SceneTask):
         return part.training(lots, keys, self.config.positive, self.config.negatives)
 
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
-        """Return weights such that the loss is the mean over the whole batch's labelled pairs."""
+        """Weigh parts so that the loss is the mean over the whole batch's labelled pairs."""
         count_P = torch.stack([(part.targets["labels"] != 0).sum() for part in parts]).float()
         total = over_ranks(count_P.sum(), world)
         return list((world * count_P / total.clamp(min=1)).unbind())
@@ -168,8 +181,7 @@ class Task(dataset.SceneTask):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean logistic loss over labelled pairs of a phrase and a region.
 
-        `fits_best` is the percentage of phrases whose best scored region is a positive one, among
-        the phrases that have any.
+        `fits_best`: the percentage of phrases with positives whose best scored region is one.
         """
         labels_BPR = batch.targets["labels"]
         scores_BPR = model(**batch.inputs).float()
@@ -182,17 +194,16 @@ class Task(dataset.SceneTask):
         return loss, {"fits_best": 100 * right / asked * batch.size}
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        part, workers = self.parts[split], self.data.workers
+        part = self.parts[split]
         own = range(rank, -(-len(part.lots) // EVAL_BATCH), world)
-        make = functools.partial(_measured, part)
-        made = iterate(make, own, workers) if workers else make(own)
+        made = iterate(functools.partial(_measured, part), own, self.data.workers)
         with measuring(model) as device:
 
             def compare(batch: Batch) -> tuple[Tensor, Tensor]:
                 batch = batch.to(device)
+                is_own_BP = batch.targets["phrases"] >= 0
                 found_BP3, _ = _compare(model, batch)
-                number_BP = batch.targets["phrases"]
-                return number_BP[number_BP >= 0], found_BP3[number_BP >= 0]
+                return batch.targets["phrases"][is_own_BP], found_BP3[is_own_BP]
 
             # Phrases of images without features stay 0.
             found_N3 = torch.zeros(len(part.flat), 3, dtype=torch.float64, device=device)
@@ -211,7 +222,7 @@ class Task(dataset.SceneTask):
                     found_BP3, chosen_BP = _compare(model, batch)
                     chosen = int(chosen_BP[0, 0])
                     overlap = float(batch.targets["overlaps"][0, 0, chosen])
-                    boxes["chosen"] = _four(part.regions.read(index, self.sizes.regions)[1][chosen])
+                    boxes["chosen"] = _four(part.regions.read(index, self.regions)[1][chosen])
                     # Of a tie the first is shown; with NaN scores none is right.
                     right = overlap >= metrics.RIGHT and bool(found_BP3[0, 0, 0] > 0)
                     # Rounded down, so that 0.499 is not shown as 0.50.

@@ -1,13 +1,16 @@
-"""Read images from WebDataset shards with random access, and pack a folder into such shards.
+"""Read images from one folder per class or from WebDataset shards, and pack one into the other.
+
+    imagenet/train/n01440764/n01440764_10026.JPEG            as torchvision's ImageFolder reads them
+    imagenet/val/n01440764/ILSVRC2012_val_00000293.JPEG
 
     imagenet-shards/train-000000.tar     n01440764/n01440764_10026.cls   the class, such as "0"
                                          n01440764/n01440764_10026.jpg   the unchanged image file
     imagenet-shards/classes.json         class names; numbers of images and shards of each split
     imagenet-shards/.train.npz           index of the images, written on first use
 
-The index is built from the tar headers, and again if a shard's size or time has changed. An image
-is then a single read at an offset, so an epoch's order is as random as over a folder, and as easy
-to resume.
+The index is built from the tar headers, and again if a shard's size or time has changed; an image
+is then a single read at an offset. Names are kept in arrays: a million Python strings would be
+copied into every forked worker as their reference counts change.
 """
 
 import contextlib
@@ -22,11 +25,58 @@ from typing import Any
 import numpy as np
 import torch
 
-from npas.tasks.imagenet.folder import Folder
 from npas.utils import files
 
 PER_SHARD = 1000  # images; about 110 MB
 PACKING = "classes.json"
+
+
+class Folder:
+    """The images of one split, N, with their labels, the indices of sorted folder names."""
+
+    def __init__(self, path: Path, count: int, classes: list[str] | None = None) -> None:
+        from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+        self.path = path
+        self.classes = class_folders(path)
+        if odd := sorted(set(self.classes) ^ set(classes or self.classes)):
+            verb, other = "holds" if odd[0] in self.classes else "lacks", path.parent / "train"
+            raise ValueError(f"{path} {verb} the class folder {odd[0]}, unlike {other}")
+        if len(self.classes) != count:
+            found = len(self.classes)
+            raise ValueError(
+                f"{path} holds {found:,} class folders, not the {count:,} of task.classes: put all"
+                f" classes there, or set task.classes={found}"
+            )
+        number = {name: i for i, name in enumerate(self.classes)}
+        with files.reading(path, "put images there"):  # of every class
+            found = make_dataset(str(path), number, IMG_EXTENSIONS)
+        start = len(str(path)) + 1
+        self.names_N = np.array([os.fsencode(name[start:]) for name, _ in found], dtype=np.bytes_)
+        self.labels_N = torch.tensor([label for _, label in found])
+
+    def relative(self, index: int) -> str:
+        return os.fsdecode(self.names_N[index].item())
+
+    def name(self, index: int) -> str:
+        return str(self.path / self.relative(index))
+
+    def read(self, index: int) -> bytearray:
+        with open(os.path.join(self.path, self.relative(index)), "rb") as file:
+            return bytearray(file.read())
+
+    def total_bytes(self) -> int:
+        """Return the total size of all image files that exist."""
+        paths = map(self.name, range(len(self.names_N)))
+        return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+
+
+def class_folders(path: Path) -> list[str]:
+    """List the class folders of a split, sorted; raises ValueError if there are none."""
+    found = sorted(own.name for own in path.iterdir() if own.is_dir()) if path.is_dir() else []
+    if not found:
+        raise ValueError(f"{path} holds no class folders: put each image into its class's folder")
+    return found
 
 
 class Shards:
@@ -65,21 +115,15 @@ class Shards:
         return int(self.index_N4[:, 2].sum())
 
 
-Images = Folder | Shards
-
-
 def _read_packing(folder: Path) -> dict[str, Any]:
-    """Read `classes.json`; returns {} if there is none, as in shards that `pack` did not write."""
+    """Read `classes.json`; returns {} if there is none."""
     path = folder / PACKING
     with files.reading(path, "run scripts/pack_imagenet.py again"):
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _index(kept: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the names, N, and (shard, offset, size, label), Nx4, of all images.
-
-    The index is cached in the file `kept`, if possible, with the shards' sizes and times.
-    """
+    """Return the names, N, and (shard, offset, size, label), Nx4, of all images, cached."""
     stats = [path.stat() for path in paths]
     stamps = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
     with contextlib.suppress(Exception), open(kept, "rb") as file:  # it may be damaged
@@ -120,10 +164,9 @@ def pack(
     per_shard: int = PER_SHARD,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Pack splits into shards, in the order of their listings; existing shards are kept.
+    """Pack splits into shards, each written atomically; existing shards are kept.
 
-    Each shard is written atomically. `say` is called with a line of progress per shard. Raises
-    ValueError if `target` holds other shards.
+    `say` is called with a line of progress per shard. Raises ValueError if `target` holds others.
     """
     target.mkdir(parents=True, exist_ok=True)
     planned: dict[str, Any] = {"classes": next(iter(folders.values())).classes}

@@ -7,8 +7,9 @@ its workers; in training the next image is used instead.
 """
 
 import functools
+import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,17 +17,14 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from npas.models import InputSpec
 from npas.tasks import base
-from npas.tasks.base import Batch, Metrics
+from npas.tasks.base import Batch
 from npas.tasks.classification import SPLIT_SEED, Classification, generate_images
-from npas.tasks.common import checksums, workers
-from npas.tasks.common.measure import measure
 from npas.tasks.imagenet import shards
-from npas.tasks.imagenet.folder import Folder
+from npas.tasks.imagenet.shards import Folder, Shards
 from npas.tasks.imagenet.transforms import Crops, decode
 from npas.utils import rng
 from npas.utils.checks import Ranged
@@ -37,7 +35,6 @@ log = logging.getLogger(__name__)
 # Means and standard deviations of the channels, in bytes, as for torchvision's networks.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-EVAL_BATCH = 100  # fills a GPU; one attention map of a Perceiver then takes 10 GB
 SYNTHETIC_SIZE, SYNTHETIC_HEIGHT, SYNTHETIC_WIDTH = 64, 80, 96  # largest crop; height, width
 PUBLISHED = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC 2012, in 1,000 classes
 CLASSES = 1000
@@ -45,11 +42,7 @@ CLASSES = 1000
 
 @dataclass
 class Config(Ranged, section="task."):
-    """The `task.*` keys of ImageNet.
-
-    `max_damaged` is a limit of each process and its workers. Checkpoints do not store the damaged
-    images: a resumed run starts counting from 0.
-    """
+    """The `task.*` keys of ImageNet; `max_damaged` is a limit of each process and its workers."""
 
     family: str = "imagenet"
     classes: Annotated[int, "[2, 1000000]"] = CLASSES
@@ -84,7 +77,8 @@ class Part:
 class Task(Classification):
     """Classify colour images that stream from disk."""
 
-    compared: checksums.Comparison
+    eval_batch = 100  # fills a GPU; one attention map of a Perceiver then takes 10 GB
+    top = 5
     # The folder of each part. The part "val" has its own, or is held out of the training images.
     splits: Mapping[str, str] = MappingProxyType({"train": "train", "test": "val"})
 
@@ -94,16 +88,16 @@ class Task(Classification):
         base.refuse_val_fraction(self.data, "ImageNet", reason)
         self.describe(config.classes)
         self.name = "imagenet" if config.classes == CLASSES else f"imagenet{config.classes}"
-        self.published = PUBLISHED if config.classes == CLASSES else {}
+        is_whole = config.classes == CLASSES and self.source == "real"
+        self.published = PUBLISHED if is_whole else {}
         self.has_validation = config.held_out > 0
 
     def describe(self, classes: int) -> None:
-        """Set what does not depend on the dataset."""
+        """Set what depends on config and classes only."""
         config = self.config
         self.device = torch.device("cpu")  # batches stream from disk
-        size = min(config.size, SYNTHETIC_SIZE) if self.source == "synthetic" else config.size
+        size = self.at_most(SYNTHETIC_SIZE, config.size)
         self.spec = InputSpec((3, size, size), classes)
-        self.compared = checksums.Comparison(self.data.verify)
         resize = round(config.resize * size / config.size)
         self.crops = Crops(
             size, resize, config.scale_min, config.flip, config.pca_noise, config.interpolation
@@ -112,15 +106,21 @@ class Task(Classification):
 
     def read(self) -> dict[str, Part]:
         """List the images; only their number is compared, since no checksums are known."""
-        held_out = self.config.held_out
+        held_out, root, classes = self.config.held_out, self.root, self.spec.num_classes
         if self.source == "synthetic":
             held_out = self.data.synthetic.test if held_out else 0
-            self._generate(held_out)
-        else:
-            self._find(self.root, self.spec.num_classes)
-            for split, own in self.images.items():
-                path, published = self._folder(self.root) / split, self.published.get(split)
-                self.compared.add_images(split, len(own.labels_N), published, path)
+            root, classes = self._generate(held_out)
+        folder, packed = self._folder(root), self.config.form == "shards"
+        self.images: dict[str, Folder | Shards] = {}
+        for split in self.splits.values():
+            path = folder if packed else folder / split
+            if not path.exists():
+                how = "shards of scripts/pack_imagenet.py" if packed else "class folders"
+                raise self.missing(f"{how} into {path}")
+            names = self.images["train"].classes if self.images else None
+            own = Shards(folder, split, classes) if packed else Folder(path, classes, names)
+            self.images[split], known = own, self.published.get(split)
+            self.compared.add_images(split, len(own.labels_N), known, folder / split)
         # One byte per image in memory shared with the workers: whether it could not be read.
         self.damaged = {
             split: torch.zeros(len(own.labels_N), dtype=torch.uint8).share_memory_()
@@ -139,24 +139,8 @@ class Task(Classification):
     def _folder(self, root: Path) -> Path:
         return root / ("imagenet-shards" if self.config.form == "shards" else "imagenet")
 
-    def _find(self, root: Path, classes: int) -> None:
-        folder, packed = self._folder(root), self.config.form == "shards"
-        self.images: dict[str, shards.Images] = {}
-        for split in self.splits.values():
-            path = folder if packed else folder / split
-            if not path.exists():
-                how = "shards of scripts/pack_imagenet.py" if packed else "class folders"
-                raise self.missing(f"{how} into {path}")
-            names = self.images["train"].classes if self.images else None
-            self.images[split] = (
-                shards.Shards(folder, split, classes) if packed else Folder(path, classes, names)
-            )
-
-    def _generate(self, held_out: int) -> None:
-        """Write synthetic images to a folder that lives as long as the task, and list them.
-
-        Reduces the classes so that each has an image in every split.
-        """
+    def _generate(self, held_out: int) -> tuple[Path, int]:
+        """Write synthetic images to a folder that lives as long as the task."""
         from PIL import Image
 
         root, wanted = temporary(self), self.data.synthetic
@@ -176,17 +160,14 @@ class Task(Classification):
         if packed:
             splits = {split: Folder(tree / split, classes) for split in counts}
             shards.pack(splits, self._folder(root))
-        self._find(root, classes)
+        return root, classes
 
     def inspect(self) -> dict[str, str]:
         found, readable = {}, []
         for split, own in self.images.items():
             count, size = len(own.labels_N), own.total_bytes()
             found[split] = f"{count:,} images of {len(own.classes):,} classes, {size:,} bytes"
-            if self.source == "real" and (known := self.published.get(split)):
-                found[split] += (
-                    ", as published" if count == known else f"; {known:,} were published"
-                )
+            found[split] += self.compared.note(split)
             labels_N = own.labels_N.numpy()
             for label in range(len(own.classes)):
                 first = int((labels_N == label).argmax())
@@ -197,10 +178,7 @@ class Task(Classification):
         return {**found, "readable": f"{tried}, the first of each class"}
 
     def decoded(self, split: str, index: int) -> Tensor | None:
-        """Read an image, CxHxW bytes; returns None if it is damaged, which is logged once.
-
-        Raises ValueError if there are more than `task.max_damaged`.
-        """
+        """Read an image, CxHxW bytes; returns None if it is damaged, which is logged once."""
         if self.damaged[split][index]:
             return None
         images, most = self.images[split], self.config.max_damaged
@@ -216,33 +194,35 @@ class Task(Classification):
             )
         return None
 
+    def _readable(self, part: Part, numbers: Iterable[int]) -> Iterator[tuple[Tensor, int]]:
+        """Yield the image and the label of each of these samples that can be read."""
+        for index in (int(part.index_N[number]) for number in numbers):
+            if (image_CHW := self.decoded(part.split, index)) is not None:
+                yield image_CHW, int(self.images[part.split].labels_N[index])
+
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        key = rng.derive_key(self.seed, "image", epoch)
-        key_B = rng.bits(key, self.parts["train"].index_N[index_B])
-        images, labels = [], []
+        key, part, samples = rng.derive_key(self.seed, "image", epoch), self.parts["train"], []
+        key_B = rng.bits(key, part.index_N[index_B])
         with torch.random.fork_rng(devices=[]):
-            for index, own_key in zip(index_B.tolist(), key_B.tolist(), strict=True):
-                image_CHW, label = self._next_readable(index)
-                images.append(self.crops.training(image_CHW, own_key))
-                labels.append(label)
-        return self._batch(images, labels)
+            for number, own_key in zip(index_B.tolist(), key_B.tolist(), strict=True):
+                # Instead of a damaged image, the next one that can be read.
+                order = itertools.chain(range(number, len(part)), range(number))
+                if (found := next(self._readable(part, order), None)) is None:
+                    raise ValueError(f"no training image of {self.name} can be read")
+                samples.append((self.crops.training(found[0], own_key), found[1]))
+        return self._batch(samples)
 
-    def _next_readable(self, number: int) -> tuple[Tensor, int]:
-        """Read this training image or, if it is damaged, the next readable one."""
-        part, labels_N = self.parts["train"], self.images["train"].labels_N
-        for step in range(len(part)):
-            index = int(part.index_N[(number + step) % len(part)])
-            if (image_CHW := self.decoded("train", index)) is not None:
-                return image_CHW, int(labels_N[index])
-        raise ValueError(f"no training image of {self.name} can be read")
+    def test_batch(self, part: Part, own: slice) -> Batch:
+        found = self._readable(part, range(len(part))[own])
+        return self._batch([(self.crops.test(image_CHW), label) for image_CHW, label in found])
 
-    def _batch(self, images: list[Tensor], labels: list[int]) -> Batch:
+    def _batch(self, samples: list[tuple[Tensor, int]]) -> Batch:
         """Stack images, possibly none, into a batch in channels-last memory, fastest on GPUs."""
-        images_BHWC = torch.empty(len(images), *self.spec.input_shape[1:], 3, dtype=torch.uint8)
-        for image_HWC, image_CHW in zip(images_BHWC, images, strict=True):
+        images_BHWC = torch.empty(len(samples), *self.spec.input_shape[1:], 3, dtype=torch.uint8)
+        for image_HWC, (image_CHW, _) in zip(images_BHWC, samples, strict=True):
             image_HWC.copy_(image_CHW.permute(1, 2, 0))
-        labels_B = torch.tensor(labels, dtype=torch.int64)
-        return Batch(images_BHWC.permute(0, 3, 1, 2), labels_B, len(images))
+        labels_B = torch.tensor([label for _, label in samples], dtype=torch.int64)
+        return Batch(images_BHWC.permute(0, 3, 1, 2), labels_B, len(samples))
 
     def preprocess(self, images_BCHW: Tensor) -> Tensor:
         """Normalise bytes to floats, contiguous on a CPU (see `classification.to_nchw`)."""
@@ -250,57 +230,6 @@ class Task(Classification):
         if images_BCHW.is_cpu:
             images_BCHW = images_BCHW.contiguous()
         return images_BCHW.float().sub_(mean_C11).div_(std_C11)
-
-    def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure top-1 and top-5 accuracy in percent and the mean loss over readable images."""
-        images = len(self.parts[split])
-        steps = range(-(-images // EVAL_BATCH))
-        make = functools.partial(self._test_batches, split)
-        made = workers.iterate(make, steps[rank::world], self.data.workers)
-        device = next(model.parameters(), torch.empty(0)).device
-
-        def count(step: int) -> tuple[Tensor | int, ...]:
-            batch = next(made)
-            if not batch.size:
-                return 0, 0, 0, 0
-            batch = batch.to(device)
-            logits_BK = model(self.preprocess(batch.inputs)).float()
-            right_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.targets[:, None]
-            loss = F.cross_entropy(logits_BK, batch.targets, reduction="sum")
-            return right_B5[:, 0].sum(), right_B5.sum(), loss, batch.size
-
-        counted_E4 = measure(model, count, len(steps), 4, rank, world, device)
-        assert next(made, None) is None  # ends its workers
-        right, among_five, loss, seen = counted_E4.sum(0).tolist()
-        if not seen:
-            raise ValueError(f"none of the {images:,} {split} images of {self.name} can be read")
-        if seen < images:
-            left_out = images - int(seen)
-            log.warning("%d of %s %s images were not measured", left_out, f"{images:,}", split)
-        return {
-            "accuracy": 100 * right / seen,
-            "top5_accuracy": 100 * among_five / seen,
-            "loss": loss / seen,
-        }
-
-    def _test_batches(self, split: str, steps: range) -> Iterator[Batch]:
-        for step in steps:
-            own = slice(step * EVAL_BATCH, (step + 1) * EVAL_BATCH)
-            yield self._test_batch(self.parts[split], own)
-
-    def _test_batch(self, part: Part, own: slice) -> Batch:
-        """Return those of a part's images that can be read, as bytes."""
-        images, labels = [], []
-        for index in part.index_N[own].tolist():
-            image_CHW = self.decoded(part.split, index)
-            if image_CHW is not None:
-                images.append(self.crops.test(image_CHW))
-                labels.append(int(self.images[part.split].labels_N[index]))
-        return self._batch(images, labels)
-
-    def test_batch(self, part: Part, own: slice) -> tuple[Tensor, Tensor]:
-        images_BCHW, labels_B, _ = self._test_batch(part, own)
-        return self.preprocess(images_BCHW), labels_B
 
     @property
     def class_names(self) -> list[str]:
@@ -318,10 +247,7 @@ def _colours(device: torch.device) -> list[Tensor]:
 
 
 def hold_out(labels_N: Tensor, count: int) -> Tensor:
-    """Return a bool mask, N, of `count` images, balanced over classes; no seed changes it.
-
-    Raises ValueError if it would leave a class without training images.
-    """
+    """Return a bool mask, N, of `count` images, balanced over classes; no seed changes it."""
     number_N = torch.arange(len(labels_N))
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, "imagenet validation"), number_N)
     by_class_N = rank_N.argsort(stable=True)

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, Picture, Shown
-from npas.tasks.common.checksums import Comparison, sha256
+from npas.tasks.common.checksums import sha256
 from npas.tasks.common.download import fetch
 from npas.tasks.common.measure import measure, measuring
-from npas.tasks.lm import reader, vocabulary
+from npas.tasks.lm import reader
 from npas.tasks.lm.reader import Stream
 from npas.utils import rng
 from npas.utils.checks import Ranged
@@ -59,11 +59,9 @@ class Config(Ranged, section="task."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset == "shakespeare" and self.tokenizer is not None:
-            raise ValueError("task.tokenizer: shakespeare is read as characters: set task=text")
-        if self.dataset == "shakespeare" and self.folder != "text":
+        if self.dataset == "shakespeare" and (self.folder, self.tokenizer) != ("text", None):
             raise ValueError(
-                f"task.folder={self.folder} is not read for shakespeare: set task=text"
+                "task.folder and task.tokenizer are not for shakespeare: set task=text"
             )
 
 
@@ -74,16 +72,12 @@ class Task(base.Task):
     lower_is_better = True
     samples = "tokens"
 
-    compared: Comparison
-
     def prepare(self) -> None:
         config = self.config
         self.device = torch.device("cpu")  # batches stream from files or memory
         self.name = config.dataset
-        self.has_validation = bool(self.data.val_fraction)
         self.spec = InputSpec((config.length,), config.vocab_size, outputs="token")
-        self.vocabulary: vocabulary.Vocabulary | None = None  # None: unknown
-        self.compared = Comparison(self.data.verify)
+        self.vocabulary: reader.Vocabulary | None = None  # None: unknown
 
     def read(self) -> dict[str, Stream]:
         size, fraction = self.config.vocab_size, self.data.val_fraction
@@ -105,7 +99,7 @@ class Task(base.Task):
     def _open(self) -> dict[str, Stream]:
         config, folder = self.config, self.root / self.config.folder
         if config.tokenizer is not None:
-            self.vocabulary = vocabulary.of_sentencepiece(self.root / config.tokenizer)
+            self.vocabulary = reader.of_sentencepiece(self.root / config.tokenizer)
         if config.dataset == "bins":
             names = {"train": "train.bin", "test": "val.bin"}
             return {part: reader.read_bin(folder / name) for part, name in names.items()}
@@ -116,31 +110,30 @@ class Task(base.Task):
                 for part, pattern in patterns.items()
             }
         if config.dataset == "shakespeare":
-            tokens = self._shakespeare()
+            text = self._shakespeare()
+            pieces = [character.encode() for character in sorted(set(text))]
         else:
-            bytes_ = vocabulary.of_pieces([bytes([value]) for value in range(256)])
-            self.vocabulary = self.vocabulary or bytes_
             text = "\n".join(map(reader.read_text, listed(folder, "*.txt")))
-            tokens = np.array(self.vocabulary.encode(text), dtype=reader.TOKEN)
+            pieces = [bytes([value]) for value in range(256)]
+        self.vocabulary = self.vocabulary or reader.of_pieces(pieces)
+        tokens = np.array(self.vocabulary.encode(text), dtype=reader.TOKEN)
         train, test = Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
         return {"train": train, "test": test}
 
-    def _shakespeare(self) -> np.ndarray:
+    def _shakespeare(self) -> str:
         path, published = self.root / SHAKESPEARE, f"sha256 {SHAKESPEARE_SHA256}"
         if not path.exists() and self.data.download:
             fetch(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
         if not path.exists():
             raise self.missing(str(SHAKESPEARE), downloads=True)
-        tokens, characters = reader.read_characters(path)
         remedy = "delete it, and data.download=true fetches the published one"
         self.compared.add(SHAKESPEARE.name, sha256(path), published, path=path, remedy=remedy)
-        self.vocabulary = vocabulary.of_pieces([character.encode() for character in characters])
-        return tokens
+        return reader.read_text(path)
 
     def _synthetic(self) -> dict[str, Stream]:
         """Draw random walks over tokens, which can be learned."""
         made, size, streams = self.data.synthetic, self.config.vocab_size, {}
-        self.vocabulary = vocabulary.of_pieces([b"a"] * size)
+        self.vocabulary = reader.of_pieces([b"a"] * size)
         for part, rows in (("train", made.train), ("test", made.test)):
             index_N = torch.arange(rows * self.config.length + 1)
             steps_N = rng.integers(rng.derive_key(0, "text", part), index_N, 3)
@@ -149,7 +142,7 @@ class Task(base.Task):
 
     def inspect(self) -> dict[str, str]:
         found = {part: f"{len(stream):,} tokens" for part, stream in self.parts.items()}
-        return {**found, **self.compared.found}
+        return found | self.compared.lines()
 
     def steps_per_epoch(self, batch_size: int) -> int:
         if self.source == "synthetic":
@@ -161,8 +154,7 @@ class Task(base.Task):
     ) -> Callable[[int], Tensor]:
         """Return a function from a step to the positions where a rank's `local` rows start."""
         length, row_B = self.config.length, torch.arange(local)
-        rows = self.train_size - length  # possible starts
-        key = rng.derive_key(self.seed, "rows")
+        key, rows = rng.derive_key(self.seed, "rows"), self.train_size - length  # possible starts
         before = epoch * self.steps_per_epoch(batch_size)
 
         def choose(step: int) -> Tensor:
@@ -223,10 +215,7 @@ class Task(base.Task):
         return {**metrics, "bits_per_byte": nats / math.log(2) / size} if size else metrics
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return prompts from a split and the network's continuations.
-
-        Raises ValueError if the vocabulary is not known.
-        """
+        """Return prompts from a split and the network's continuations."""
         if self.vocabulary is None:
             raise ValueError(f"{self.name} cannot be shown as text: set task.tokenizer")
         stream, length = self.parts[split], self.config.length
@@ -243,10 +232,8 @@ class Task(base.Task):
                 noise_BV = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log().view_as(logits_BV)
                 drawn_B = (logits_BV + noise_BV.to(logits_BV)).argmax(1)
                 tokens_BL = torch.cat([tokens_BL, drawn_B[:, None]], 1)
+        decode = self.vocabulary.decode
         return [
-            Shown(
-                self.vocabulary.decode(row[:prompt]),
-                [Picture(None, self.vocabulary.decode(row[prompt:]))],
-            )
+            Shown(decode(row[:prompt]), [Picture(None, decode(row[prompt:]))])
             for row in tokens_BL.tolist()
         ]

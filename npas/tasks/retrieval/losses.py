@@ -12,11 +12,7 @@ from npas.models._match import Match, distance
 
 
 class Costs(NamedTuple):
-    """Hinge losses of each sentence's pair against other images and other sentences.
-
-    They are 0 for images and sentences that belong to the same image, which may be in a batch
-    several times.
-    """
+    """Hinge losses of each sentence's pair against other images and sentences; 0 for its own."""
 
     images_SB: Tensor
     sentences_SS: Tensor
@@ -47,8 +43,7 @@ def owners(similarity_SB: Tensor) -> Tensor:
 def hardest(costs: Costs, weight: Tensor) -> Tensor:
     """Return ADAPT's loss per sentence: (1 - `weight`) x all costs + `weight` x the greatest costs.
 
-    Wehrmann et al. 2020, whose code sums over the sentences instead of averaging, and masks only
-    the diagonal; here all pairs of the same image are masked.
+    Wehrmann et al. 2020, whose code sums over the sentences, and masks only the diagonal.
     """
     images_SB, sentences_SS, _ = costs
     total = images_SB.sum() + sentences_SS.sum()
@@ -62,8 +57,8 @@ def top(
 ) -> Tensor:  # fmt: skip
     """Return the loss of two-branch networks (Wang et al. 2018): means over `negatives` top costs.
 
-    The sum of the costs of images x `image_factor`, of sentences, and of pairs of sentences x
-    `sentence_factor`: sentences of one image must be closer to each other than to others.
+    Those of images x `image_factor`, of sentences, and x `sentence_factor` of pairs of sentences:
+    those of one image must be closer to each other than to others.
     """
     images_SB, sentences_SS, same_SS = costs
     count, images = images_SB.shape

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from npas.tasks.base import Picture, Shown
+from npas.tasks.base import Picture, Shown, spread
 from npas.tasks.retrieval.reader import PER_IMAGE, Split
 
 TOP_K = (1, 5, 10)
@@ -34,8 +34,7 @@ def ranks(similarity_SN: Tensor) -> tuple[Tensor, Tensor]:
 def recalls(folds: Iterable[Tensor]) -> dict[str, float]:
     """Return R@1, R@5 and R@10 in both directions and their mean, in percent, over equal folds.
 
-    `i2t` is from an image to any of its sentences, `t2i` from a sentence to its image. Each fold,
-    SxN, is searched separately.
+    `i2t` is from an image to any of its sentences, `t2i` from a sentence to its image.
     """
     found = [ranks(similarity_SN) for similarity_SN in folds]
     figures = {}
@@ -48,16 +47,11 @@ def recalls(folds: Iterable[Tensor]) -> dict[str, float]:
 
 
 def examples(similarity_FSN: Tensor, images: Split, folder: Path | None, count: int) -> list[Shown]:
-    """Return a sentence of up to `count` images, spread evenly, with the most similar images.
-
-    They do not depend on the network. Images are `folder`/<name>.jpg; without a folder, only their
-    names are shown. Raises ValueError if the folder is missing.
-    """
+    """Return a sentence of up to `count` images, spread evenly, with the most similar images."""
     if folder is not None and not folder.is_dir():
         raise ValueError(f"{folder} is missing: set task.images to a folder under data.root")
-    count, size, shown = min(count, len(images)), similarity_FSN.shape[2], []
-    for turn in range(count):
-        index = turn * len(images) // count
+    size, shown = similarity_FSN.shape[2], []
+    for turn, index in enumerate(spread(len(images), count)):
         fold, image = divmod(index, size)
         sentence = turn % PER_IMAGE
         scores_N = similarity_FSN[fold, image * PER_IMAGE + sentence]

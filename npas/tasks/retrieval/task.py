@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from npas.models import Input, InputSpec
 from npas.models._match import Match, Matcher
-from npas.tasks import base, scenes
+from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, Shown
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring
-from npas.tasks.retrieval import losses, metrics, reader, words
+from npas.tasks.retrieval import losses, metrics, reader
 from npas.tasks.retrieval.reader import PER_IMAGE
-from npas.tasks.scenes import dataset
+from npas.tasks.scenes import dataset, writing
 from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 from npas.utils import rng
@@ -89,7 +89,7 @@ class Part:
     """One split: its images, whose features are on disk, and its sentences on the CPU."""
 
     images: reader.Split
-    sentences: words.Sentences
+    sentences: reader.Sentences
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,14 +103,12 @@ class Task(dataset.SceneTask):
     def prepare(self) -> None:
         super().prepare()
         config = self.config
-        self.regions, self.words, self.folds = config.regions, config.max_words, config.folds or 1
-        if self.source == "synthetic":
-            self.regions = min(self.regions, SYNTHETIC_REGIONS)
-            self.words, self.folds = min(self.words, SYNTHETIC_WORDS), 1
+        self.regions = self.at_most(SYNTHETIC_REGIONS, config.regions)
+        self.words = self.at_most(SYNTHETIC_WORDS, config.max_words)
+        self.folds = self.at_most(1, config.folds or 1)
         # The names of each part's files.
         self.splits = {"train": "train", "val": "dev", "test": config.test}
-        self.published = PUBLISHED.get(self.name, {}) if self.source == "real" else {}
-        length = self.words + words.MARKS
+        length = self.words + reader.MARKS
         self.samples = f"training {'sentences' if config.captions == 1 else 'images'}"
         inputs = {
             "words": Input((config.captions, length, config.word_width)),
@@ -140,27 +138,26 @@ class Task(dataset.SceneTask):
             for part, split in self.splits.items()
         }
         for part, split in self.splits.items():
-            if self.source == "real":
-                count, known = len(read[part]), self.published.get(split)
-                self.compared.add_images(split, count, known, root / name / split)
+            known = PUBLISHED.get(self.name, {}).get(split) if self.source == "real" else None
+            self.compared.add_images(split, len(read[part]), known, root / name / split)
             if part != "train" and len(read[part]) % self.folds:
                 raise ValueError(f"task.folds={self.folds} does not divide the images of {split}")
         captions = [caption for own in read.values() for caption in own.captions]
         self.rows, table_NV = word_vectors.read_vectors(vectors, config.word_width, captions)
         self.vocabulary = (
-            words.read_vocabulary(self.vocabulary_path)
+            reader.read_vocabulary(self.vocabulary_path)
             if self.vocabulary_path
-            else words.count_words(read["train"].captions, self.rows)
+            else reader.count_words(read["train"].captions, self.rows)
         )
         how = self.vocabulary, self.rows, table_NV, self.words
-        return {part: Part(own, words.look_up(own.captions, *how)) for part, own in read.items()}
+        return {part: Part(own, reader.look_up(own.captions, *how)) for part, own in read.items()}
 
     def _write(self, root: Path, counts: dict[str, int], seed: int) -> None:
         config, name = self.config, f"{self.config.set}_precomp"
         named = {self.splits[part]: count for part, count in counts.items()}
         sizes = self.regions, config.region_width
-        scenes.write_scan(root, name, config.scenes, named, *sizes, seed)
-        scenes.write_vectors(root / VECTORS, config.word_width)
+        writing.write_scan(root, name, config.scenes, named, *sizes, seed)
+        writing.write_vectors(root / VECTORS, config.word_width)
 
     def inspect(self) -> dict[str, str]:
         found = {}
@@ -171,9 +168,7 @@ class Task(dataset.SceneTask):
                 f"{len(part):,} images of {self.regions} regions of {features.width} numbers,"
                 f" {len(part.images.captions):,} sentences"
             )
-            if known := self.published.get(split):
-                same = len(part) == known
-                found[split] += ", as published" if same else f"; {known:,} images were published"
+            found[split] += self.compared.note(split)
         by = self.vocabulary_path
         numbered = f"as {by.name} numbers them" if by else "counted in training"
         learned = f"{len(self.vocabulary):,} are learned, {numbered}"
@@ -185,7 +180,6 @@ class Task(dataset.SceneTask):
         return count * PER_IMAGE if self.config.captions == 1 else count
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        """Return regions and sentences; targets are the images' indices and the step from 1."""
         train, image_B = self.parts["train"], index_B
         if self.config.captions == 1:
             image_B, sentence_BP = index_B // PER_IMAGE, index_B[:, None]
@@ -213,7 +207,7 @@ class Task(dataset.SceneTask):
         base.check_vocabulary(model, count, f"{self.name} has {count:,} learned words")
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and the percentage of sentences that find their image in the batch."""
+        """Return the loss, and the percentage of sentences that find their image."""
         config, image_B = self.config, batch.targets["image"]
         match: Match = model(**batch.inputs)
         similarity_SB = match.similarity.float()

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 import torch
 
 from npas.tasks import base
-from npas.tasks.common import checksums
 from npas.tasks.scenes.world import Difficulty
 from npas.utils import files
 from npas.utils.checks import Ranged
@@ -39,16 +38,13 @@ class Made(Ranged, section="task.made."):
 class SceneTask(base.Task):
     """The base of tasks on region features, streamed from published files or rendered scenes."""
 
-    has_validation = True
-    compared: checksums.Comparison
-
     def prepare(self) -> None:
         self.name = self.config.set
         base.refuse_val_fraction(self.data, self.name, "which has a validation split")
         self.computing = self.device
         self.device = torch.device("cpu")  # batches stream from disk
         self.is_rendered = self.config.set == "scenes" or self.source == "synthetic"
-        self.compared = checksums.Comparison(self.data.verify)
+        self.has_validation = True
 
     def find(
         self, form: str, sizes: dict[str, int], write: Callable[[Path, dict[str, int], int], Any]
@@ -58,13 +54,12 @@ class SceneTask(base.Task):
         That of a synthetic run is small, and deleted with the task; others are under `data.root`.
         `form` is the file format; it and `sizes` are part of the hash in the folder's name.
         """
-        config, few = self.config, self.data.synthetic
-        sizes = {**sizes, "region_width": config.region_width, "word_width": config.word_width}
+        config, few, made = self.config, self.data.synthetic, self.config.made
         if self.source == "synthetic":
             root = temporary(self)
             write(root, {"train": few.train, "val": few.test, "test": few.test}, 0)
             return root
-        made = config.made
+        sizes = {**sizes, "region_width": config.region_width, "word_width": config.word_width}
         counts = {"train": made.train, "val": made.val, "test": made.test}
         settings = form, config.scenes, made, sizes
         return ensure(self.root, *settings, lambda new: write(new, counts, made.seed))
@@ -79,17 +74,10 @@ def refuse_unread(config: Any, keys: Sequence[str]) -> None:
 
 
 def ensure(
-    root: Path,
-    form: str,
-    difficulty: Difficulty,
-    made: Made,
-    sizes: dict[str, int],
+    root: Path, form: str, difficulty: Difficulty, made: Made, sizes: dict[str, int],
     write: Callable[[Path], Any],
-) -> Path:
-    """Return the folder of a dataset with these settings; `write(folder)` writes it if missing.
-
-    A killed process leaves no incomplete dataset. Raises ValueError if it cannot be written.
-    """
+) -> Path:  # fmt: skip
+    """Return the folder of a dataset with these settings; `write(folder)` writes it if missing."""
     settings = [WORLD, form, dataclasses.asdict(difficulty), dataclasses.asdict(made), sizes]
     text = json.dumps(settings, sort_keys=True)
     name = f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -27,10 +27,7 @@ Box = tuple[float, float, float, float]
 
 
 def propose(scene: Scene, difficulty: Difficulty, count: int) -> np.ndarray:
-    """Return `count` boxes, Rx4, float32: left, top, right, bottom pixel, best first.
-
-    If `count` allows, every thing and every group of similar things has a good one.
-    """
+    """Return `count` boxes, Rx4, float32: left, top, right, bottom pixel, best first."""
     rng = scene.random("proposals")
     things: list[Box] = [thing.box for thing in scene.things]
     good = things + [union([things[i] for i in group]) for group in alike(scene)]
@@ -48,6 +45,14 @@ def union(boxes: list[Box]) -> Box:
     """Return the smallest box around the boxes."""
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)
+
+
+def places(boxes_R4: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return the edges and the area of boxes as fractions of the image's, Rx5, float32."""
+    left_R, top_R, right_R, bottom_R = boxes_R4.T
+    area_R = (right_R - left_R + 1) * (bottom_R - top_R + 1) / (width * height)
+    edges_R4 = boxes_R4 / np.array([width, height] * 2, dtype=np.float32)
+    return np.concatenate([edges_R4, area_R[:, None]], 1, dtype=np.float32)
 
 
 def _jittered(rng: Random, box: Box, jitter: float) -> Box:

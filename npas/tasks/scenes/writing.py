@@ -19,7 +19,7 @@ from npas.tasks.common import synthetic_text
 from npas.tasks.scenes.captions import Story, marked, plain, tell, vocabulary
 from npas.tasks.scenes.drawing import render
 from npas.tasks.scenes.language import refer
-from npas.tasks.scenes.regions import Eyes, propose
+from npas.tasks.scenes.regions import Eyes, places, propose
 from npas.tasks.scenes.world import Difficulty, Scene, draw_scene
 from npas.utils.progress import track
 
@@ -36,32 +36,22 @@ _eyes = functools.lru_cache(maxsize=1)(Eyes)
 
 
 def _drawn(
-    folder: Path,
-    difficulty: Difficulty,
-    split: str,
-    count: int,
-    regions: int,
-    width: int,
+    folder: Path, difficulty: Difficulty, split: str, count: int, regions: int, width: int,
     seed: int,
-) -> Iterator[tuple[Scene, np.ndarray]]:
-    """Yield a split's scenes and the data of their regions, and write the images into a folder.
+) -> Iterator[tuple[Scene, np.ndarray]]:  # fmt: skip
+    """Yield a split's scenes and their regions' data, and write the images into a folder.
 
-    The data are Rx(D+5+4), float32: features, the box's edges and area as fractions of the image's,
-    and the box in pixels (left, top, right, bottom).
+    The data are Rx(D+5+4), float32: features, `places`, and the box in pixels.
     """
     from PIL import Image
 
-    eyes = _eyes(width)
     for number in track(range(FIRST[split], FIRST[split] + count), f"drawing scenes: {split}"):
         scene = draw_scene(difficulty, seed, number)
         pixels_HW3 = render(scene, difficulty.noise)
         Image.fromarray(pixels_HW3).save(folder / f"{number}.jpg", "JPEG", quality=QUALITY)
         boxes_R4 = propose(scene, difficulty, regions)
-        sides_R2 = boxes_R4[:, 2:] - boxes_R4[:, :2] + 1
-        parts_R4 = boxes_R4 / np.array([scene.width, scene.height] * 2, dtype=np.float32)
-        area_R1 = sides_R2.prod(1, keepdims=True) / (scene.width * scene.height)
-        features_RD = eyes.see(pixels_HW3, boxes_R4)
-        rows = [features_RD, parts_R4, area_R1, boxes_R4]
+        edges_R5 = places(boxes_R4, scene.width, scene.height)
+        rows = [_eyes(width).see(pixels_HW3, boxes_R4), edges_R5, boxes_R4]
         yield scene, np.concatenate(rows, 1, dtype=np.float32)
 
 
@@ -77,8 +67,7 @@ def write_flickr30k(
 ) -> None:
     """Write `flickr30k_entities/` under `root`: `counts` images of "train", "val" and "test".
 
-    Regions have `width` features. A few images have a caption of another image, listed in
-    `UNRELATED_CAPTIONS` as in the real dataset, with sentences counted from 1.
+    Regions have `width` features. `UNRELATED_CAPTIONS` lists a few captions of another image.
     """
     folder = root / "flickr30k_entities"
     for name in ("Sentences", "Annotations", "flickr30k-images"):
@@ -138,10 +127,7 @@ def annotation(scene: Scene, story: Story) -> str:
 def write_referit(
     root: Path, difficulty: Difficulty, counts: Mapping[str, int], width: int, seed: int
 ) -> None:
-    """Write `refclef/` and `images/saiapr_tc-12/` under `root`; arguments as `write_flickr30k`.
-
-    A box is left, top, right - left, bottom - top.
-    """
+    """Write `refclef/` and `images/saiapr_tc-12/` under `root`; arguments as `write_flickr30k`."""
     folder, pixels = root / "refclef", root / "images" / "saiapr_tc-12"
     folder.mkdir(parents=True)
     pixels.mkdir(parents=True)
@@ -175,19 +161,10 @@ def write_referit(
 
 
 def write_scan(
-    root: Path,
-    name: str,
-    difficulty: Difficulty,
-    counts: Mapping[str, int],
-    regions: int,
-    width: int,
-    seed: int,
-) -> None:
-    """Write the arrays of dataset `name`, such as "f30k_precomp", under `root`.
-
-    `counts` are the numbers of images of "train", "dev", "test" and "testall". An image has
-    `regions` regions of `width` features. The images are written to a folder `images`.
-    """
+    root: Path, name: str, difficulty: Difficulty, counts: Mapping[str, int], regions: int,
+    width: int, seed: int,
+) -> None:  # fmt: skip
+    """Write the arrays of dataset `name`, such as "f30k_precomp", under `root`."""
     folder = root / name
     (folder / "images").mkdir(parents=True)
     for split, count in counts.items():
@@ -218,10 +195,7 @@ def write_vectors(path: Path, width: int) -> None:
 
 
 def write_bert(folder: Path, width: int) -> None:
-    """Write a random BERT with two layers and its tokenizer, in the format of transformers.
-
-    Raises ValueError if `width` is odd, since it has two heads.
-    """
+    """Write a random BERT with two layers and its tokenizer, in the format of transformers."""
     import torch
     from transformers import BertConfig, BertModel
 

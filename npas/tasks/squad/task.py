@@ -22,7 +22,7 @@ from npas.models import InputSpec
 from npas.tasks.base import Batch, Metrics
 from npas.tasks.common import checksums, download, synthetic_text, tokenization
 from npas.tasks.common.measure import fill, measuring
-from npas.tasks.squad import decode, metrics, reader, windows
+from npas.tasks.squad import answers, reader
 from npas.utils import files, rng
 from npas.utils.checks import Ranged
 
@@ -83,7 +83,7 @@ class Part:
     """One split: its questions, their N windows on the CPU, and int32 tensors on the device."""
 
     questions: list[reader.Question]
-    features: windows.Features
+    features: reader.Features
     ids_NL: Tensor
     second_N: Tensor
     length_N: Tensor
@@ -101,17 +101,13 @@ class Task(tokenization.TextTask):
     """Predict the first and the last token of an answer in a paragraph."""
 
     samples = "training windows"
-    compared: checksums.Comparison
     selection_metric = "f1"
 
     def prepare(self) -> None:
         config = self.config
         self.name = f"squad{config.version}"
-        self.has_validation = bool(self.data.val_fraction)
-        lengths = [getattr(config, key) for key in SYNTHETIC_LENGTHS]
-        if self.source == "synthetic":
-            lengths = list(map(min, lengths, SYNTHETIC_LENGTHS.values()))
-        self.lengths = windows.Lengths(*lengths)
+        limits = SYNTHETIC_LENGTHS.items()
+        self.lengths = reader.Lengths(*(self.at_most(n, getattr(config, key)) for key, n in limits))
         self.spec = InputSpec((self.lengths.window,), 2, outputs="span")
         names = [f"{part}-v{config.version}.json" for part in ("train", "dev")]
         known: dict[str, str] = {} if self.source == "synthetic" else SHA256
@@ -120,8 +116,7 @@ class Task(tokenization.TextTask):
             names, known = [*config.train_files, config.test_file], {}
         self.sums = {name: known.get(name) for name in names}  # the last one is the test file
         self.left_out = 0  # training paragraphs that are in the test file
-        self.compared = checksums.Comparison(self.data.verify)
-        self.answered: dict[str, list[decode.Answers]] = {}  # of the last `evaluate`, by split
+        self.answered: dict[str, list[answers.Answers]] = {}  # of the last `evaluate`, by split
 
     def write(self) -> None:
         made = self.data.synthetic
@@ -172,7 +167,7 @@ class Task(tokenization.TextTask):
         return found
 
     def _part(self, name: str, questions: list[reader.Question]) -> Part:
-        features = windows.cut(questions, self.tokenizer, self.lengths, training=name == "train")
+        features = reader.cut(questions, self.tokenizer, self.lengths, training=name == "train")
         if features.left_out:
             log.warning(
                 "%s: %d of %d training questions are skipped: their answers are not found",
@@ -183,11 +178,7 @@ class Task(tokenization.TextTask):
         return Part(questions, features, *arrays)
 
     def inspect(self) -> dict[str, str]:
-        found = dict(self.compared.found)
-        for name, known in self.sums.items():
-            if known:
-                is_same = found[name] == f"sha256 {known}"
-                found[name] += ", as published" if is_same else f", not the published {known}"
+        found = self.compared.lines()
         for name, part in self.parts.items():
             answerable = sum(bool(question.answers) for question in part.questions)
             found[name] = (
@@ -208,14 +199,12 @@ class Task(tokenization.TextTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of starts and ends, and 100 times the exact matches."""
-        logits = model(**batch.inputs)
-        right_B = torch.ones(batch.size, dtype=torch.bool, device=logits.start_logits.device)
-        losses = []
-        for name, target_B in batch.targets.items():
-            logits_BL = logits[f"{name}_logits"].float()
-            losses.append(F.cross_entropy(logits_BL, target_B))
-            right_B &= logits_BL.detach().argmax(1) == target_B
-        return sum(losses) / 2, {"exact": 100 * right_B.sum()}  # type: ignore[return-value]
+        logits, targets = model(**batch.inputs), batch.targets
+        start_BL, end_BL = logits.start_logits.float(), logits.end_logits.float()
+        loss = F.cross_entropy(start_BL, targets["start"]) + F.cross_entropy(end_BL, targets["end"])
+        right_B = start_BL.detach().argmax(1) == targets["start"]
+        right_B &= end_BL.detach().argmax(1) == targets["end"]
+        return loss / 2, {"exact": 100 * right_B.sum()}
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         part, config = self.parts[split], self.config
@@ -232,11 +221,11 @@ class Task(tokenization.TextTask):
         start_NL, end_NL = logits_N2L.transpose(0, 1).cpu().numpy()
         contexts = [question.context for question in part.questions]
         how = {"n_best": config.n_best, "max_answer": config.max_answer}
-        found = list(decode.decode(part.features, contexts, start_NL, end_NL, **how))
+        found = list(answers.decode(part.features, contexts, start_NL, end_NL, **how))
         self.answered[split] = found
-        texts, doubts = zip(*((answers.text, answers.doubt) for answers in found), strict=True)
+        texts, doubts = zip(*((own.text, own.doubt) for own in found), strict=True)
         golds = [question.answers for question in part.questions]
-        return metrics.summarize(texts, doubts, golds, config.version)
+        return answers.summarize(texts, doubts, golds, config.version)
 
     def write_predictions(self, split: str, folder: Path) -> list[Path]:
         """Write predictions.json and, for 2.0, null_odds.json and answers.json; return the paths.
@@ -244,12 +233,12 @@ class Task(tokenization.TextTask):
         By question id: the answer, empty if no answer scores higher; by how much it does; and the
         best answer in any case. For "val" the names are predictions-val.json, ...
         """
-        pairs = zip(self.parts[split].questions, self.answered[split], strict=True)
-        found = {question.id: answers for question, answers in pairs}
-        always = {name: answers.text for name, answers in found.items()}
+        found = self.answered[split]
+        ids = [question.id for question in self.parts[split].questions]
+        always = dict(zip(ids, (own.text for own in found), strict=True))
         named: dict[str, dict[str, Any]] = {"predictions": always}
         if self.config.version != "1.1":
-            doubts = {name: answers.doubt for name, answers in found.items()}
+            doubts = dict(zip(ids, (own.doubt for own in found), strict=True))
             given = {name: text if doubts[name] <= 0 else "" for name, text in always.items()}
             named = {"predictions": given, "null_odds": doubts, "answers": always}
         ending = "" if split == "test" else f"-{split}"

@@ -2,16 +2,12 @@
 
 import multiprocessing
 import os
-import random
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -48,8 +44,8 @@ def fail(error):
     return raise_it
 
 
-def batches(toy, workers=2, first_step=0):
-    return base.batches(toy, 0, 2, first_step=first_step, workers=workers)
+def batches(toy, workers=2):
+    return base.batches(toy, 0, 2, workers=workers)
 
 
 def step_of(batch):
@@ -64,34 +60,6 @@ def maker_of(batch):
 def no_worker_is_left():
     yield
     assert not multiprocessing.active_children()
-
-
-@pytest.mark.parametrize("family", ["digits", "shortest_paths"])
-def test_workers_make_the_same_batches_to_the_bit(family, tiny_task):
-    task = tiny_task(family)
-    place = {"first_step": 3, "rank": 1, "world": 2}
-    size = task.steps_per_epoch(1) // 7 // 2 * 2
-    expected = list(base.batches(task, 1, size, **place))
-    found = list(base.batches(task, 1, size, **place, workers=2))
-    assert len(expected) == 4
-    for one, other in zip(found, expected, strict=True):
-        assert isinstance(one, Batch) and one.size == other.size == size // 2
-        assert torch.equal(one.inputs, other.inputs)
-        assert torch.equal(one.targets, other.targets)
-        assert one.inputs.stride() == other.inputs.stride()
-
-
-def test_nothing_is_drawn_from_the_generators_of_the_main_process():
-    def state():
-        numbers = np.random.get_state(legacy=True)
-        return torch.get_rng_state().tolist(), random.getstate(), numbers[1].tolist(), numbers[2:]
-
-    before = state()
-    assert len(list(batches(Toy()))) == 12
-    iterator = batches(Toy())
-    next(iterator)
-    iterator.close()
-    assert state() == before
 
 
 def test_workers_ignore_what_asks_a_run_to_stop():
@@ -196,24 +164,3 @@ def test_workers_do_not_outlive_a_main_process_that_is_killed(fork):
     process.kill()
     assert select.select([ended], [], [], 30)[0] and os.read(ended, 1) == b""
     os.close(ended)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("last", "code"), [("sys.exit(3)", 3), ("raise KeyError", 1)])
-def test_python_ends_with_an_iteration_under_way(last, code):
-    program = f"""
-import sys
-from test_workers import Toy, batches
-under_way = batches(Toy(1000))
-next(under_way)
-{last}
-"""
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ended.returncode == code
-    assert ended.stderr.strip().splitlines()[-1:] == ([] if code == 3 else ["KeyError"])

@@ -78,7 +78,3 @@ def test_lighting_shifts_the_colours_of_a_whole_image_as_published():
     expected = (255 * 0.1) ** 2 * vectors @ torch.diag(values**2) @ vectors.T
     torch.testing.assert_close(torch.cov(shift.T), expected, atol=1.5, rtol=0.15)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(3).double(), atol=2e-3, rtol=0)
-    for value in (0, 255):  # none comes round
-        flat = torch.full((3, 40, 40), value, dtype=torch.uint8)
-        lit = torch.stack([crops(pca_noise=1.0).training(flat, key) for key in range(20)])
-        assert (lit.int() - value).abs().max() < 200

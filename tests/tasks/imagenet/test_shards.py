@@ -14,7 +14,7 @@ from imagenet_files import WNIDS, make
 
 from npas.tasks import base
 from npas.tasks.imagenet import shards
-from npas.tasks.imagenet.folder import Folder
+from npas.tasks.imagenet.shards import Folder
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "pack_imagenet.py"
 
@@ -53,8 +53,7 @@ def refused(root, said, **keys):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_shards_are_read_equal_to_the_folder(packed, workers):
+def test_shards_are_read_equal_to_the_folder(packed):
     folder, other = make(packed, held_out=2), make(packed, held_out=2, form="shards")
     for split in ("train", "val"):
         one, two = folder.images[split], other.images[split]
@@ -62,7 +61,7 @@ def test_shards_are_read_equal_to_the_folder(packed, workers):
         assert all(one.read(i) == two.read(i) for i in range(len(one.labels_N)))
         assert one.total_bytes() == two.total_bytes()
     assert other.images["train"].name(8) == f"{shard(packed)}:{WNIDS[1]}/{WNIDS[1]}_2.jpg"
-    made = [list(base.batches(t, 1, 4, first_step=1, workers=workers)) for t in (folder, other)]
+    made = [list(base.batches(t, 1, 4, first_step=1)) for t in (folder, other)]
     assert len(made[0]) == 3
     for a, b in zip(*made, strict=True):
         assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
@@ -88,9 +87,8 @@ def test_the_index_is_kept_and_made_again_where_a_shard_has_changed(packed, monk
         patch.setattr(shards, "index_shard", lambda path: pytest.fail("it was read again"))
         again = make(packed, form="shards").images["train"]
     assert torch.equal(again.labels_N, first.labels_N) and again.name(17) == first.name(17)
-    for damage in (b"", index.read_bytes()[:-100]):
-        index.write_bytes(damage)
-        assert make(packed, form="shards").images["train"].read(17) == first.read(17)
+    index.write_bytes(index.read_bytes()[:-100])
+    assert make(packed, form="shards").images["train"].read(17) == first.read(17)
     whole = shard(packed).read_bytes()
     for length in (0, 100, 2000):
         shard(packed).write_bytes(whole[:length])
@@ -159,9 +157,6 @@ def test_an_image_that_is_damaged_within_a_whole_shard_is_left_out(packed, caplo
     next(task.train_batches(0, 18))
     (said,) = caplog.messages
     assert f"{shard(packed)}:{name.decode()} is left out" in said
-    with open(shard(packed, "train-000002"), "r+b") as file:  # shrinks while it is read
-        file.truncate(600)
-    assert next(task.train_batches(0, 18)).targets.bincount().tolist()[2] < 6
 
 
 def test_shards_from_elsewhere_are_read_as_they_are(tree, tmp_path):

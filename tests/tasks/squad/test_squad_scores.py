@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npas.tasks.squad import metrics as scores
+from npas.tasks.squad import answers as scores
 
 GOLDEN = json.loads(Path(__file__).with_name("squad_scores.json").read_text(encoding="utf-8"))
 NAMES = {

@@ -5,6 +5,11 @@ to the four neighbours). In phase n of the curriculum, which lasts `phase_epochs
 to `phases[n]` moves apart, drawn uniformly over lengths: drawn over a maze nearly all would be far
 apart. The metric, after every epoch, is F1 on every band of distances, later ones included.
 Density, distances and the number of grids are choices of this project.
+
+Mazes are drawn in batches on any device; paths are found by breadth-first search from one cell of
+every grid at the same time.
+
+Dimensions: N grids, M of them still to draw, H rows, W columns.
 """
 
 from collections.abc import Iterator
@@ -19,13 +24,24 @@ from npas.models import InputSpec
 from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, rank_share
 from npas.tasks.common.measure import measure
-from npas.tasks.shortest_paths.mazes import Grids, draw
+from npas.utils import rng
 from npas.utils.checks import Ranged, within
 
 EVAL_BATCH = 500
 DRAWN_AT_ONCE = 4096  # training grids: enough to keep a GPU busy, in little memory
 HELD_OUT_SEED = 0  # validation and test grids are the same for every run
 MOST_CELLS = 50_000_000  # of the grids of a split, which stay in memory
+MOST_ATTEMPTS = 1000  # draws to find two cells at the required distance
+FINE = 1 << 16  # obstacles are drawn from 16 bits each, four cells per random 64-bit number
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Grids and their shortest paths: bool, NxHxW each."""
+
+    obstacles: Tensor
+    ends: Tensor  # the two query points
+    paths: Tensor  # all cells on any shortest path between them, ends included
 
 
 @dataclass
@@ -58,7 +74,6 @@ class Task(base.Task):
 
     name = "shortest_paths"
     selection_metric = "f1"
-    has_validation = True
     samples = "mazes per epoch (task.epoch_samples)"
 
     def prepare(self) -> None:
@@ -67,6 +82,7 @@ class Task(base.Task):
         if self.source == "synthetic":
             counts = {"epoch_samples": few.train, "val_samples": few.test}
             self.config = replace(self.config, phase_epochs=1, test_samples=few.test, **counts)
+        self.has_validation = True
         self.spec = InputSpec((2, size, size), 1, outputs="cell")
 
     def read(self) -> dict[str, dict[int, Grids]]:
@@ -83,12 +99,12 @@ class Task(base.Task):
         }
 
     def inspect(self) -> dict[str, str]:
-        config, bands = self.config, len(self.config.phases)
+        config = self.config
         mazes = f"mazes of {config.size}x{config.size} cells"
         found = {"train": f"{config.epoch_samples:,} {mazes} per epoch, drawn on the fly"}
-        for name, counts in self.parts.items():
-            count = sum(len(grids.paths) for grids in counts.values())
-            found[name] = f"{count:,} {mazes}, as many of each of {bands} bands of distances"
+        for split, bands in self.parts.items():
+            count = sum(len(grids.paths) for grids in bands.values())
+            found[split] = f"{count:,} {mazes}, as many of each of {len(bands)} bands of distances"
         return found
 
     def _draw(self, seed: int, purpose: str, index_N: Tensor, shortest: int, longest: int) -> Grids:
@@ -132,7 +148,7 @@ class Task(base.Task):
         return loss, {"f1": f1 * batch.size}
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure F1 over the cells of "val" or "test", in percent, of all bands and of each."""
+        """Measure F1 over cells, in percent, of all bands and of each."""
         bands = self.parts[split]
         cut = [
             (band, start)
@@ -171,3 +187,80 @@ def _counts(logits_BHW: Tensor, targets_BHW: Tensor) -> tuple[Tensor, Tensor, Te
 def _f1(count_4: Tensor) -> float:
     right, predicted, actual, _ = count_4.tolist()
     return 200 * right / (predicted + actual)
+
+
+# --- mazes
+
+
+def distances(free_NHW: Tensor, start_NHW: Tensor, limit: int) -> Tensor:
+    """Return the moves from the start cells to every cell, or limit + 1: int16, NxHxW."""
+    reached_NHW = start_NHW & free_NHW
+    distance_NHW = (~reached_NHW).short()
+    for _ in range(limit):
+        grown_NHW = reached_NHW.clone()
+        grown_NHW[:, 1:] |= reached_NHW[:, :-1]
+        grown_NHW[:, :-1] |= reached_NHW[:, 1:]
+        grown_NHW[:, :, 1:] |= reached_NHW[:, :, :-1]
+        grown_NHW[:, :, :-1] |= reached_NHW[:, :, 1:]
+        reached_NHW = grown_NHW & free_NHW
+        distance_NHW += ~reached_NHW
+    return distance_NHW
+
+
+def draw(
+    seed: int, purpose: str, index_N: Tensor, size: int, density: float, shortest: int, longest: int
+) -> Grids:
+    """Draw the grids of these indices; each is a function of seed, purpose and index.
+
+    The length of a grid's shortest paths is drawn first, uniformly from `shortest` to `longest`
+    moves; then obstacles, each cell with probability `density`, one query point, and the other one
+    among the cells at that distance. Without any, up to MOST_ATTEMPTS times, they are drawn again.
+    """
+    span = longest - shortest + 1
+    length_N = shortest + rng.integers(rng.derive_key(seed, purpose, "length"), index_N, span)
+    shape = (len(index_N), size, size)
+    free_NHW = torch.zeros(shape, dtype=torch.bool, device=index_N.device)
+    start_NHW, end_NHW = torch.zeros_like(free_NHW), torch.zeros_like(free_NHW)
+    from_start_NHW = torch.zeros(shape, dtype=torch.int16, device=index_N.device)
+    pending_M = torch.arange(len(index_N), device=index_N.device)
+    for attempt in range(MOST_ATTEMPTS):
+        drawn_M = index_N[pending_M]
+        name = f"{purpose} {attempt}"
+        free_MHW = _free(rng.derive_key(seed, name, "obstacles"), drawn_M, size, density)
+        start_MHW = _choose(rng.derive_key(seed, name, "start"), drawn_M, free_MHW)
+        from_start_MHW = distances(free_MHW, start_MHW, longest)
+        far_MHW = from_start_MHW == length_N[pending_M, None, None]
+        end_MHW = _choose(rng.derive_key(seed, name, "end"), drawn_M, far_MHW)
+        free_NHW[pending_M], from_start_NHW[pending_M] = free_MHW, from_start_MHW
+        start_NHW[pending_M], end_NHW[pending_M] = start_MHW, end_MHW
+        pending_M = pending_M[~end_MHW.flatten(1).any(1)]
+        if not len(pending_M):
+            break
+    else:
+        missing = length_N[pending_M]
+        raise ValueError(
+            f"found no two cells {missing.min()} to {missing.max()} moves apart in {size}x{size}"
+            f" grids with obstacles on {density:.0%} of them: lower task.density or task.phases, or"
+            " raise task.size"
+        )
+    # A cell is on a shortest path if going through it takes no extra move.
+    through_NHW = from_start_NHW + distances(free_NHW, end_NHW, longest)
+    return Grids(~free_NHW, start_NHW | end_NHW, through_NHW == length_N[:, None, None])
+
+
+def _free(key: int, index_N: Tensor, size: int, density: float) -> Tensor:
+    """Draw the cells that are not obstacles: bool, NxHxW."""
+    count = -(-size * size // 4)
+    position_NV = index_N[:, None] * count + torch.arange(count, device=index_N.device)
+    shifts = torch.arange(0, 64, 16, device=index_N.device)
+    drawn_NVF = rng.bits(key, position_NV)[:, :, None] >> shifts & (FINE - 1)
+    drawn_NC = drawn_NVF.flatten(1)[:, : size * size]
+    return (drawn_NC >= round(density * FINE)).view(-1, size, size)
+
+
+def _choose(key: int, index_N: Tensor, among_NHW: Tensor) -> Tensor:
+    """Choose one of the marked cells of every grid uniformly; none where none is marked."""
+    among_NC = among_NHW.flatten(1)
+    count_NC = among_NC.cumsum(1, dtype=torch.int32)
+    nth_N = rng.integers(key, index_N, count_NC[:, -1])
+    return (among_NC & (count_NC == nth_N[:, None] + 1)).view_as(among_NHW)

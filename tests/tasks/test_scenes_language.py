@@ -9,10 +9,9 @@ from collections import Counter
 
 import pytest
 
-from npas.tasks.scenes import Difficulty
 from npas.tasks.scenes.captions import Phrase, plain, tell, vocabulary
 from npas.tasks.scenes.language import refer
-from npas.tasks.scenes.world import SHAPES, draw_scene
+from npas.tasks.scenes.world import SHAPES, Difficulty, draw_scene
 
 MEANING = {"disc": "circle", "box": "square", "hoop": "ring"}
 MEANING |= {"little": "small", "big": "large", "spotted": "dotted"}

@@ -1,5 +1,8 @@
 """Pre-train on plain text with masked language modelling and sentence order prediction.
 
+In `text/*.txt` (UTF-8) a line is a sentence or a paragraph, and an empty line separates documents.
+Documents are cut into pieces of a limited length; a sample is a piece of two parts.
+
 Masking is BERT's (Devlin et al. 2019, arXiv 1810.04805): of the 15% of tokens that are chosen, 80%
 are replaced by [MASK], 10% by a random token, and 10% are kept. The order of two neighbouring parts
 is ALBERT's task (Lan et al. 2020, arXiv 1909.11942): half of the pairs are swapped.
@@ -8,10 +11,17 @@ Every process tokenizes all of the text at every start, about half a million tok
 CPU cores (measured), and keeps it on the device at 4 bytes per token, padding included.
 """
 
+from __future__ import annotations
+
 import math
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, chain, islice
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,15 +31,16 @@ from npas.tasks import base
 from npas.tasks.base import Batch, Metrics
 from npas.tasks.common import synthetic_text, tokenization
 from npas.tasks.common.measure import measure
-from npas.tasks.mlm import reader
 from npas.utils import files, rng
 from npas.utils.checks import Ranged
+from npas.utils.progress import track
 
 EVAL_BATCH = 32
 HELD_OUT_SEED = 0  # held-out documents and their masks are the same for every run
 SPECIAL = 3  # [CLS] before the first part, [SEP] after each
 SYNTHETIC_LENGTH = 64
 NOT_HIDDEN = -100  # ignored by cross-entropy
+LINES = 1024  # tokenized at once
 
 
 @dataclass
@@ -48,13 +59,10 @@ class Task(tokenization.TextTask):
 
     name = "text"
     selection_metric = "mlm_accuracy"
-    has_validation = False
 
     def prepare(self) -> None:
         base.refuse_val_fraction(self.data, "plain text", "of which task.held_out is held out")
-        self.length = self.config.max_length
-        if self.source == "synthetic":
-            self.length = min(self.length, SYNTHETIC_LENGTH)
+        self.length = self.at_most(SYNTHETIC_LENGTH, self.config.max_length)
         self.spec = InputSpec((self.length,), 2, outputs="pretraining")
 
     def write(self) -> None:
@@ -64,17 +72,18 @@ class Task(tokenization.TextTask):
     def ensure(self) -> None:
         files.listed(self.root / "text", "*.txt")
 
-    def load(self) -> dict[str, reader.Pieces]:
+    def load(self) -> dict[str, Pieces]:
         folder, made = self.root / "text", self.data.synthetic
         is_real = self.source == "real"
         fraction = self.config.held_out if is_real else made.test / (made.train + made.test)
-        documents = max((number + 1 for number, _ in reader.read(folder)), default=0)
+        documents = max((number + 1 for number, _ in read_lines(folder)), default=0)
         held = tokenization.held_out(documents, fraction, "text held out")
         self.counted: dict[str, str] = {}
-        parts: dict[str, reader.Pieces] = {}
+        parts: dict[str, Pieces] = {}
         for name, count in (("train", documents - len(held)), ("test", len(held))):
-            own = (line for line in reader.read(folder) if (line[0] in held) == (name == "test"))
-            pieces = reader.cut(own, self.tokenizer, self.length - SPECIAL, self.device)
+            own = (line for line in read_lines(folder) if (line[0] in held) == (name == "test"))
+            arrays = cut(own, self.tokenizer, self.length - SPECIAL)
+            pieces = Pieces(*(torch.from_numpy(array).to(self.device) for array in arrays))
             if not len(pieces):
                 raise ValueError(f"{folder} leaves no text for the {name} part: add documents")
             parts[name] = pieces
@@ -92,12 +101,9 @@ class Task(tokenization.TextTask):
         return Batch(*hidden, len(index_B))
 
     def _hidden(
-        self, part: reader.Pieces, index_B: Tensor, seed: int, purpose: str
+        self, part: Pieces, index_B: Tensor, seed: int, purpose: str
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return inputs and targets: functions of seed, purpose and index.
-
-        M is the number of masked positions: the tokens with the lowest draws, at least one.
-        """
+        """Return inputs and targets: functions of seed, purpose and index."""
 
         def key(what: str) -> int:
             return rng.derive_key(seed, purpose, what)
@@ -153,10 +159,7 @@ class Task(tokenization.TextTask):
         }
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure accuracies on "test", of masked tokens and of order, in percent, and losses.
-
-        `perplexity` is of masked tokens; `loss` is their mean loss plus the mean loss of the order.
-        """
+        """Measure accuracies in percent, the perplexity of masked tokens, and the whole loss."""
         part = self.parts[split]
         cuts = torch.arange(len(part), device=self.device).split(EVAL_BATCH)
 
@@ -175,11 +178,7 @@ class Task(tokenization.TextTask):
 
 
 def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor]) -> Tensor:
-    """Return five figures per sample, Bx5.
-
-    The number of masked tokens, their summed loss, and the number of correct predictions; the loss
-    of the order, and whether it is correct.
-    """
+    """Return hidden tokens, their loss, how many are right; the order's loss, and if right: Bx5."""
     found = model(**given, places_BM=asked["places"])
     # BERT's next sentence head, or ALBERT's sentence order head: 0 in order, 1 swapped.
     order = "seq_relationship_logits" if "seq_relationship_logits" in found else "sop_logits"
@@ -197,3 +196,71 @@ def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor])
         ],
         1,
     )
+
+
+# --- the text
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """N pieces of documents, without special tokens, padded with 0 to R tokens.
+
+    A piece of `length_N` tokens has two parts, the first of `first_N` tokens. All are int32.
+    """
+
+    ids_NR: Tensor
+    first_N: Tensor
+    length_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids_NR)
+
+
+def read_lines(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yield (document number from 0, line) for the non-empty lines of all files, sorted by name."""
+    document = 0
+    for path in files.listed(folder, "*.txt"):
+        inside = False
+        with files.reading(path, "convert it to UTF-8 text"), path.open(encoding="utf-8") as file:
+            # Like str.splitlines, split at form feeds and the like, too.
+            for line in chain.from_iterable(map(str.splitlines, file)):
+                if text := line.strip():
+                    yield document, text
+                elif inside:
+                    document += 1
+                inside = bool(text)
+        document += inside
+
+
+def cut(
+    lines: Iterable[tuple[int, str]], tokenizer: tokenization.Tokenizer, room: int
+) -> tuple[np.ndarray, ...]:
+    """Cut documents, given as (document number, line), to the arrays of `Pieces` of `room` tokens.
+
+    Pieces end at line ends where possible. A piece's first part ends at the line end nearest to
+    its middle, or in the middle if it is a single line. Pieces of a single token are dropped.
+    """
+    # Arrays grow in place: lists would hold all pieces twice for a time.
+    ids, firsts, lengths = array("i"), array("i"), array("i")
+
+    def add(piece: list[list[int]]) -> None:
+        whole = list(chain(*piece))
+        if len(whole) > 1:
+            ids.extend(whole + [0] * (room - len(whole)))
+            ends, middle = accumulate(map(len, piece[:-1])), len(whole) // 2
+            firsts.append(min(ends, key=lambda end: abs(2 * end - len(whole)), default=middle))
+            lengths.append(len(whole))
+
+    document, piece = -1, list[list[int]]()  # the current document, and the lines of the piece
+    entries = iter(track(lines, "tokenizing lines"))
+    while some := list(islice(entries, LINES)):
+        for (number, _), own in zip(some, tokenizer.encode([t for _, t in some]), strict=True):
+            for start in range(0, len(own.ids), room):
+                part = own.ids[start : start + room]
+                if piece and (number != document or sum(map(len, piece)) + len(part) > room):
+                    add(piece)
+                    piece = []
+                document = number
+                piece.append(part)
+    add(piece)
+    return np.asarray(ids).reshape(-1, room), np.asarray(firsts), np.asarray(lengths)

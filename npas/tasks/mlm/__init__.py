@@ -1,1 +1,0 @@
-"""Pre-train on plain text: masked tokens and sentence order."""

@@ -1,1 +1,0 @@
-"""Mark the shortest paths through grid mazes."""
