@@ -69,19 +69,14 @@ def test_every_committed_table_and_picture_is_there_with_its_command(page):
                 assert " ".join(line.strip("| ").replace("|", " ").split()) in rows, line
             for command in re.findall("`(npas-train .*?)`", line):
                 assert command in commands
-    assert "n = 3 runs per point" in " ".join(own for _, _, own in page.all("figcaption"))
-    for kind, many in (("fold.json", 2), ("groups.json", 1)):
+    for kind in ("fold.json", "groups.json"):
         folders = {str(Path(*path.parts[-3:-1])) for path in root.rglob(kind)}
-        assert folders and all(
-            sum(own == name for _, _, own in page.all("h3")) == many for name in folders
-        )
+        assert folders and folders <= headings
     for command in ("npas-fold run=runs/", "npas-eval run=runs/", "npas-train +exp=digits"):
         assert command in commands
     drawn = [*root.glob("tables/*.svg"), *root.rglob("folds/*/*/*.svg"), *root.glob("scenes/*.png")]
     drawn += [*root.rglob("groups.svg"), *root.glob("minilm/*.svg")]
     assert len(page.all("img")) == len(drawn) > 30
-    (glance,) = (own for _, _, own in page.all("tr") if own.startswith("Digits test accuracy, %"))
-    assert "99.26 ± 0.32" in glance and "98.98 ± 0.16" in glance  # dense, and a tenth
     assert report.page(root, None) == report.page(root, None)
 
 
@@ -126,7 +121,7 @@ def test_a_folder_of_runs_is_summarized_by_budget(keep, tmp_path):
         "digits 0.1 100 accuracy, % 90.50 ± 0.71 2",
         "digits 0.5 500 accuracy, % 90.50 ± 0.71 2",
     ]
-    assert len(page.all("img")) == 1 and "n = 2 runs per point" in page.all("figcaption")[0][2]
+    assert len(page.all("img")) == 1
     # Names of settings that fill the whole figure would leave no room for its axes.
     many = ("epochs=7", "optim.lr=0.3", "optim.weight_decay=0.001", "optim.momentum=0.5")
     words = (*words, *many, "optim.milestones=[2,3]", "batch_size=32", "model.depth=10")

@@ -1,18 +1,16 @@
-"""The log is complete without W&B, whose failures never stop, delay or change a training."""
+"""The log is complete without W&B, whose failures never stop or change a training."""
 
 import json
 import logging
 import math
 import sys
-import threading
-import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from npas.training import build, tracking
+from npas.training import build
 from npas.training.distributed import Process
 from npas.training.journal import Journal
 from npas.training.optim import build_optimizer
@@ -23,18 +21,14 @@ CALLS = ["init", "define_metric", "log", "summary", "upload", "wait", "mark_pree
 
 
 class FakeWandb:
-    """Takes what W&B takes, as its package and as its run, and fails or hangs where told to."""
+    """Takes what W&B takes, as its package and as its run, and fails where told to."""
 
     def __init__(self):
-        self.fails = self.hangs = None
-        self.error = RuntimeError()
-        self.free = threading.Event()  # of what hangs
+        self.fails, self.error = None, RuntimeError()
         self.seen = {call: [] for call in CALLS}  # what each call was given, once it was done
 
     def takes(self, call, answer=lambda given: None):
         def take(*given, **named):
-            if self.hangs == call:
-                self.free.wait(20)
             if self.fails == call:
                 raise self.error
             self.seen[call].append(given[0] if given else named)
@@ -69,11 +63,7 @@ def wandb(monkeypatch):
     vars(module).update(init=fake.takes("init", fake.run), Artifact=FakeArtifact)
     vars(module).update(setup=lambda settings: None, Settings=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    yield fake
-    fake.free.set()
-    for thread in threading.enumerate():
-        if thread.name == "wandb":
-            thread.join(20)
+    return fake
 
 
 @pytest.fixture
@@ -211,39 +201,17 @@ def test_wandb_gets_the_status_of_the_run(online, tmp_path, wandb, status):
     assert uploads == ([uploaded] if status == "done" else [])
 
 
-def use_all(config, run_dir, call):
-    """Make all of W&B's calls of a run that has a given call."""
-    with open_journal(config, run_dir) as journal:
-        report(journal, 1)
-        report(journal, 2)
-        journal.outcome("preempted" if call == "mark_preempting" else "done")
-    assert logged_steps(run_dir) == [1, 2]
-
-
-class Wordless(BaseException):
-    """Not even an Exception."""
-
-
 @pytest.mark.parametrize("fails", CALLS)
-@pytest.mark.parametrize("error", [RuntimeError("server\nis gone"), Wordless()], ids=repr)
+@pytest.mark.parametrize("error", [RuntimeError("server\nis gone"), SystemExit()], ids=repr)
 def test_a_failing_call_is_one_warning_of_one_line(online, tmp_path, wandb, caplog, fails, error):
     wandb.fails, wandb.error = fails, error
     caplog.set_level(logging.WARNING)
-    use_all(online(artifacts=True), tmp_path, fails)
+    with open_journal(online(artifacts=True), tmp_path) as journal:
+        report(journal, 1)
+        report(journal, 2)
+        journal.outcome("preempted" if fails == "mark_preempting" else "done")
+    assert logged_steps(tmp_path) == [1, 2]
     (record,) = caplog.records
-    assert "\n" not in record.getMessage() and not record.getMessage().endswith(": ")
+    assert "\n" not in record.getMessage() and "wandb sync" in record.getMessage()
     # What had begun is ended all the same.
     assert len(wandb.seen["finish"]) == (fails not in ("init", "finish"))
-
-
-@pytest.mark.parametrize("hangs", CALLS)
-def test_a_hanging_call_is_one_warning(online, tmp_path, wandb, caplog, monkeypatch, hangs):
-    for limit in ("START_S", "FINISH_S", "UPLOAD_S", "PREEMPTED_S"):
-        monkeypatch.setattr(tracking, limit, 0.05)
-    wandb.hangs = hangs
-    caplog.set_level(logging.WARNING)
-    started = time.monotonic()
-    use_all(online(artifacts=True), tmp_path, hangs)
-    assert time.monotonic() - started < 5
-    (record,) = caplog.records
-    assert "wandb sync" in record.getMessage()

@@ -24,7 +24,7 @@ from npas.training.state import TrainState
 
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 asked = json.loads(sys.argv[1])
-for name in ("START_S", "INIT_S", "FINISH_S") if asked["hurries"] else ():
+for name in ("INIT_S", "FINISH_S") if asked["hurries"] else ():
     setattr(tracking, name, 1)
 words = (f"wandb.mode={asked['mode']}", "wandb.project=p", "wandb.tags=[a,b]")
 config = compose("budget=dense", "trainer.device=cpu", "wandb.artifacts=true", *words)
