@@ -61,7 +61,7 @@ WRONG = [
     ({"model__depth": 11}, "model: depth must be even, got 11"),
     ({"optim": 0.1}, "optim must be a mapping of keys, got 0.1"),
     ({"epochs": -3}, "epochs must be at least 1, got -3"),
-    ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+    ({"epochs": 1.5}, "epochs must be an integer, got 1.5"),
     ({"seed": 2**32}, "seed must be below 4294967296"),
     ({"precision": "fp8"}, "precision must be fp32, bf16 or fp16, got 'fp8'"),
     ({"resume": " "}, "resume must not be empty"),

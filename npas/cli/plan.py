@@ -18,7 +18,7 @@ from npas import config as schema
 from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import Config
-from npas.config.typed import convert
+from npas.utils.json_data import decode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,8 +54,8 @@ def keys() -> set[str]:
 
 def check(raw: dict[str, Any]) -> Plan:
     """Check the config and the command's own keys. Raises ValueError."""
-    form = convert(raw.pop("format"), Format, "format")
-    reads = convert(raw.pop("check_data"), bool, "check_data")
+    form = decode(Format, raw.pop("format"), "format")
+    reads = decode(bool, raw.pop("check_data"), "check_data")
     return Plan(experiments.check_arguments(raw), form, reads)
 
 

@@ -1,103 +1,53 @@
-"""Build dataclasses from plain data, with checked types and no unknown keys.
+"""Build the dataclasses of a config from plain data, with suggestions for unknown keys.
 
-    build(Export, {"run": 3})             # Export(run="3", format="safetensors")
-    build(Export, {"fromat": "onnx"})     # ValueError: unknown key 'fromat': did you mean 'format'?
-
-Fields may be numbers, str, bool, `Literal`, lists, mappings, `X | None` and dataclasses. An error
-is a ValueError with the key's full name.
+build(Export, {"run": 3})             # Export(run="3", format="safetensors")
+build(Export, {"fromat": "onnx"})     # ValueError: unknown key 'fromat': did you mean 'format'?
 """
 
 import dataclasses
 import difflib
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 from npas.config.renames import new_name
 from npas.utils.checks import join
+from npas.utils.json_data import decode, hints_of
 
 T = TypeVar("T")
 
 
-def build(kind: type[T], raw: object, prefix: str = "", known: Iterable[str] | None = None) -> T:
-    """Build the dataclass `kind` from a mapping.
+def build(kind: type[T], raw: object, prefix: str = "", known: Collection[str] = ()) -> T:
+    """Build the dataclass `kind` from a mapping. Raises ValueError that names the key.
 
     `prefix` is the node's full name, empty at the top; errors suggest keys out of `known`.
     """
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"{prefix or 'the config'} must be a mapping of keys, got {raw!r}")
     start = f"{prefix}." if prefix else ""
-    known = set(keys_of(kind, start)) if known is None else set(known)
-    hints = _hints_of(kind)
-    for name, value in raw.items():
+    for key in _unknown(kind, raw, start):
+        raise ValueError(unknown_key(key, known or set(keys_of(kind, start))))
+    found: T = decode(kind, raw, prefix, loose=True)
+    return found
+
+
+def _unknown(kind: Any, raw: object, start: str) -> Iterator[str]:
+    hints = hints_of(kind)
+    for name, value in raw.items() if isinstance(raw, Mapping) else ():
         if name not in hints:
-            raise ValueError(unknown_key(_innermost(f"{start}{name}", value), known))
-    values: dict[str, Any] = {}
-    for name, hint in hints.items():
-        if name in raw and dataclasses.is_dataclass(hint):
-            values[name] = build(cast(type, hint), raw[name], f"{start}{name}", known)
-        elif name in raw:
-            values[name] = convert(raw[name], hint, f"{start}{name}")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        # A family's own error may not have the full name of the key.
-        text = str(error)
-        raise ValueError(text if not prefix or start in text else f"{prefix}: {text}") from None
-
-
-def convert(value: Any, hint: Any, key: str) -> Any:
-    """Convert `value` to the type `hint`. Raises ValueError, naming `key`, if it has another."""
-    if hint is Any:
-        return value
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        if value is None and NoneType in arguments:
-            return None
-        for option in arguments:
-            if option is not NoneType:
-                try:
-                    return convert(value, option, key)
-                except ValueError:
-                    continue
-    elif origin is Literal:
-        if value in arguments and not isinstance(value, bool):
-            return value
-    elif origin is list and isinstance(value, (list, tuple, str, int, float)):
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
-        return [convert(item, arguments[0], key) for item in items]
-    elif origin is dict and isinstance(value, Mapping):
-        return {
-            str(name): convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()
-        }
-    elif hint is bool and isinstance(value, bool):
-        return value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if hint is int and (isinstance(value, int) or value.is_integer()):
-            return int(value)
-        if hint is float and abs(value) <= sys.float_info.max:
-            return float(value)
-        if hint is str:
-            return str(value)
-    elif hint is str and isinstance(value, str):
-        return value
-    raise ValueError(f"{key} must be {_describe(hint)}, got {value!r:.200}")
+            key = f"{start}{name}"
+            while isinstance(value, Mapping) and len(value) == 1:
+                ((name, value),) = value.items()
+                key = f"{key}.{name}"
+            yield key
+        elif dataclasses.is_dataclass(hints[name]):
+            yield from _unknown(hints[name], value, f"{start}{name}.")
 
 
 def keys_of(kind: type, start: str = "") -> Iterator[str]:
     """Yield the full names of all keys of a dataclass, nested ones included."""
-    for name, hint in _hints_of(kind).items():
+    for name, hint in hints_of(kind).items():
         if dataclasses.is_dataclass(hint):
             yield from keys_of(cast(type, hint), f"{start}{name}.")
         else:
             yield f"{start}{name}"
-
-
-def _hints_of(kind: type) -> dict[str, Any]:
-    """Return the types of a dataclass's fields; class variables are no keys."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cast(Any, kind))}
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -133,27 +83,6 @@ def _suggestion(key: str, known: list[str]) -> str | None:
         if close and folded[close[0]] != key:
             return folded[close[0]]
     return None
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return join(_describe(option) for option in arguments)
-    if origin is Literal:
-        return join(arguments)
-    if origin is list:
-        return f"a list, each {_describe(arguments[0])}"
-    if origin is dict:
-        return "a mapping"
-    names = {int: "a whole number", float: "a finite number", bool: "true or false"}
-    return {**names, str: "text", NoneType: "null"}.get(hint, str(hint))
-
-
-def _innermost(key: str, value: object) -> str:
-    while isinstance(value, Mapping) and len(value) == 1:
-        ((name, value),) = value.items()
-        key = f"{key}.{name}"
-    return key
 
 
 def _first(key: str) -> str:

@@ -1,18 +1,18 @@
-"""Build dataclasses from JSON data, with checked types and no unknown fields.
-
-Unlike for a config (`npas.config.typed`), types are not converted: npas wrote these files itself.
-"""
+"""Read JSON, and build dataclasses from plain data, with checked types and no unknown fields."""
 
 import contextlib
 import dataclasses
 import functools
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from npas.utils.checks import join
 
 LARGEST = 1 << 63  # integers from here on are refused: torch has 64 bits
 
@@ -48,46 +48,89 @@ def finite(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def decode(kind: Any, value: object, where: str = "", optional: Collection[str] = ()) -> Any:
-    """Return `value` as `kind`: a dataclass, dict[str, X], X | None, a list, tuple or JSON type.
+def decode(
+    kind: Any, value: object, where: str = "", optional: Collection[str] = (), loose: bool = False
+) -> Any:
+    """Return `value` as `kind`: a dataclass, `Literal`, union, dict[str, X], list, tuple or scalar.
 
-    `optional` are names of fields that may be missing because they have defaults; `where` is the
-    full name of the value.
+    `where` is the full name of the value, for errors, which are ValueErrors. Of a dataclass no
+    fields may be missing, except `optional` ones, or unknown. `loose`, for what a user wrote, takes
+    all fields as optional and converts scalars without loss: 8.0 to 8, 3 to "3", "a" to ["a"].
     """
     if kind is Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        options = [option for option in arguments if option is not types.NoneType]
+        if value is None and len(options) < len(arguments):
             return None
-        (kind,) = (argument for argument in arguments if argument is not types.NoneType)
-        return decode(kind, value, where, optional)
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where, optional)
-    if origin is dict:
-        items = _mapping(value, where).items()
-        return {key: decode(arguments[1], item, _at(where, key), optional) for key, item in items}
-    if origin in (list, tuple):
+        for option in options:
+            try:
+                return decode(option, value, where, optional, loose)
+            except ValueError:
+                if len(options) == 1:
+                    raise
+    elif dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where, optional, loose)
+    elif origin is typing.Literal and value in arguments and not isinstance(value, bool):
+        return value
+    elif origin is dict and isinstance(value, Mapping):
+        return {
+            str(key): decode(arguments[1], item, _at(where, key), optional, loose)
+            for key, item in value.items()
+        }
+    elif origin in (list, tuple):
+        items = [value] if loose and (is_number or isinstance(value, str)) else value
         length = len(arguments) if origin is tuple and arguments[-1] is not Ellipsis else None
-        if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
-            of = "" if length is None else f" of {length}"
-            raise ValueError(f"{where} must be a list{of}, not {shown(value)}")
-        if arguments[0] is int and all(type(item) is int for item in value):  # fast for long lists
-            if any(abs(item) >= LARGEST for item in value):
-                raise ValueError(f"{where} must be within 64 bits, not {shown(value)}")
-            return origin(value)
-        return origin(
-            decode(arguments[0], item, f"{where}[{i}]", optional) for i, item in enumerate(value)
-        )
-    if isinstance(value, int) and abs(value) >= LARGEST:
-        raise ValueError(f"{where} must be within 64 bits, not {shown(value)}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} must be {_KINDS[kind]}, not {shown(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} must be finite, not {value!r}")
-    return value
+        if isinstance(items, (list, tuple)) and length in (None, len(items)):
+            if arguments[0] is int and all(type(i) is int and abs(i) < LARGEST for i in items):
+                return origin(items)  # fast for long lists
+            return origin(
+                decode(arguments[0], item, f"{where}[{i}]", optional, loose)
+                for i, item in enumerate(items)
+            )
+    elif kind is str and (isinstance(value, str) or (loose and is_number)):
+        return str(value)
+    elif kind is bool and isinstance(value, bool):
+        return value
+    elif kind is int and is_number and abs(value) < LARGEST:  # type: ignore[arg-type]
+        if isinstance(value, int) or (loose and value.is_integer()):  # type: ignore[attr-defined]
+            return int(value)  # type: ignore[call-overload]
+    elif kind is float and is_number and abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
+    raise ValueError(f"{where} must be {_describe(kind)}, got {shown(value)}")
+
+
+def _decode_dataclass(
+    kind: Any, value: object, where: str, optional: Collection[str], loose: bool
+) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where or 'it'} must be a mapping of keys, got {shown(value)}")
+    hints = hints_of(kind)
+    for name in value:
+        if name not in hints:
+            raise ValueError(f"{_at(where, shown(name)[1:-1])} is not a field")
+    for name in () if loose else hints:
+        if name not in value and name not in optional:
+            raise ValueError(f"{_at(where, name)} is missing")
+    fields = {
+        name: decode(hint, value[name], _at(where, name), optional, loose)
+        for name, hint in hints.items()
+        if name in value
+    }
+    try:
+        return kind(**fields)
+    except ValueError as error:  # which may not have the full name of the key
+        text = str(error)
+        raise ValueError(text if f"{where}." in text or not where else f"{where}: {text}") from None
+
+
+@functools.cache
+def hints_of(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def shown(value: object) -> str:
@@ -96,32 +139,17 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-_hints = functools.cache(typing.get_type_hints)
-
-
-def _decode_dataclass(kind: Any, value: object, where: str, optional: Collection[str]) -> Any:
-    entries = _mapping(value, where)
-    hints = _hints(kind)
-    for name in entries:
-        if name not in hints:
-            raise ValueError(f"{_at(where, shown(name)[1:-1])} is not a field of this file")
-    for name in hints:
-        if name not in entries and name not in optional:
-            raise ValueError(f"{_at(where, name)} is missing")
-    fields = {
-        name: decode(hint, entries[name], _at(where, name), optional)
-        for name, hint in hints.items()
-        if name in entries
-    }
-    return kind(**fields)
-
-
-def _mapping(value: object, where: str) -> Mapping[str, object]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{where or 'the file'} must be a JSON object, not {shown(value)}")
-    return value
-
-
 def _at(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return join(_describe(option) for option in arguments)
+    if origin is typing.Literal:
+        return join(arguments)
+    if origin in (list, tuple):
+        return "a list" if arguments[0] is Any else f"a list, each {_describe(arguments[0])}"
+    names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
+    return "a mapping" if origin is dict else {**names, types.NoneType: "null"}[kind]

@@ -51,7 +51,7 @@ WRONG = [
     ("npas-train --bogus", "unrecognized arguments: --bogus"),
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
-    ("npas-train epochs=", "epochs must be a whole number, got ''"),
+    ("npas-train epochs=", "epochs must be an integer, got ''"),
     ("npas-train budget=0", "allows no parameters"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that is: 63"),
     (

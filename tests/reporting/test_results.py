@@ -78,11 +78,11 @@ def test_results_from_before_a_field_was_added_stay_valid(make_result, field):
 WRONG = [
     ("status", "finished", "status must be one of done, diverged, failed, preempted"),
     ("exp", "", "exp and config_hash must not be empty"),
-    ("seed", "0", "seed must be an integer, not '0'"),
-    ("seed", True, "seed must be an integer, not True"),
+    ("seed", "0", "seed must be an integer, got '0'"),
+    ("seed", True, "seed must be an integer, got True"),
     ("steps", -1, "steps, epochs, wall_s and peak_memory_bytes must not be negative"),
-    ("wall_s", None, "wall_s must be a number, not None"),
-    ("config", [], "config must be a JSON object"),
+    ("wall_s", None, "wall_s must be a finite number, got None"),
+    ("config", [], "config must be a mapping"),
     ("versions.torch", 2, "versions.torch must be a string"),
     ("dataset.source", "fake", "dataset.source must be real or synthetic"),
     ("budget", None, "budget and split may be null only in a failed run"),
@@ -96,7 +96,7 @@ WRONG = [
     ("colour", "red", "colour is not a field"),
     ("git.branch", "main", "git.branch is not a field"),
     ("history", {"epoch": [1, 2], "f1": [1.0]}, "history.f1 must have a value for each"),
-    ("history", {"epoch": [1], "f1": 1.0}, "history.f1 must be a list, not 1.0"),
+    ("history", {"epoch": [1], "f1": 1.0}, "history.f1 must be a list"),
 ]
 NOT_THERE = object()
 MISSING = [
@@ -127,7 +127,7 @@ def test_a_truncated_or_missing_file_is_named(tmp_path):
     for text, message in (
         (None, "it cannot be read .No such file or directory."),
         ('{"status": "do', "not a JSON file"),
-        ("[]", "the file must be a JSON object"),
+        ("[]", "it must be a mapping of keys"),
     ):
         if text is not None:
             path.write_text(text)
@@ -139,7 +139,10 @@ def test_a_truncated_or_missing_file_is_named(tmp_path):
     ("changes", "message"),
     [
         ({"status": "finished"}, "status must be one of"),
-        ({"metrics": Metrics({"accuracy": math.nan})}, "metrics.last.accuracy must be finite"),
+        (
+            {"metrics": Metrics({"accuracy": math.nan})},
+            "metrics.last.accuracy must be a finite number",
+        ),
         ({"config": {"lr": math.inf}}, "Out of range float values"),
         ({"config": {"path": Path("x")}}, "not JSON serializable"),
         ({"dataset": Dataset("digits", "fake")}, "dataset.source must be"),
