@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,7 @@ from torch import Tensor, nn
 
 from npas.config import DENSE, Config, run_dir
 from npas.sharing import Allocation, GroupAllocation, api
-from npas.sharing.layers import (
-    PREFIX,
-    SCALES,
-    bank_name,
-    generator_name,
-    generator_names,
-    upsampler_name,
-)
+from npas.sharing.layers import PREFIX
 from npas.sharing.runtime import install
 from npas.sharing.runtime.storage import WEIGHTS_FILE
 from npas.sharing.trained import activations, pruning
@@ -45,8 +38,6 @@ from npas.utils.json_data import read_json
 
 log = logging.getLogger(__name__)
 
-# Names of norms' tensors in BERT's first checkpoints, which are still in use.
-OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 NAMED = 3  # most fresh tensors that a message names
 # transformers splits large networks: the index maps each tensor to one of several files.
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -241,18 +232,11 @@ def align(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
 
     A network saved without its head has `encoder.x` where the full one has `bert.encoder.x`.
     """
-    plain = {}
-    for name, tensor in state.items():
-        for old, new in OLD_NAMES.items():
-            renamed = name.removesuffix(old) + new
-            if name.endswith(old) and name not in wanted and renamed not in state:
-                name = renamed
-        plain[name] = tensor
-    found = [plain]
-    found += [{p + n: tensor for n, tensor in plain.items()} for p in sorted(_prefixes(wanted))]
-    for prefix in sorted(_prefixes(plain)):
-        cut = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
-        found.append({n: t for n, t in plain.items() if not n.startswith(prefix)} | cut)
+    found = [dict(state)]
+    found += [{p + n: tensor for n, tensor in state.items()} for p in sorted(_prefixes(wanted))]
+    for prefix in sorted(_prefixes(state)):
+        cut = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        found.append({n: t for n, t in state.items() if not n.startswith(prefix)} | cut)
     return max(found, key=lambda names: len(wanted & names.keys()))
 
 
@@ -264,54 +248,26 @@ def _prefixes(names: Mapping[str, object] | set[str]) -> set[str]:
 
 @torch.no_grad()
 def take_over(model: nn.Module, theirs: Allocation, tensors: Mapping[str, Tensor]) -> str:
-    """Copy banks, coefficients and upsamplers if every group of ours is one of theirs.
+    """Copy banks, coefficients and upsamplers of a network with the same groups.
 
-    Returns what was copied, or "" if a group differs in layers, shapes, positions or sizes. Names
-    and order of groups may differ.
+    Returns what was copied, or "" if a group differs in layers, shapes, positions or sizes.
     """
-    known = {_kind(group): (g, first) for g, first, group in _groups(theirs)}
-    names: dict[str, str] = {}  # of their parameters, by ours
-    scales = model.get_buffer(SCALES).clone()
-    given: dict[int, float] = {}  # their scales, by the index of ours
-    banks = layers = 0
-    for g, first, group in _groups(api.allocation(model)):
-        if not group.bank:
-            continue
-        if (kind := _kind(group)) not in known:
-            return ""
-        other_g, other_first = known[kind]
-        names[bank_name(g)] = bank_name(other_g)
-        for count in {len(layer.templates) for layer in group.layers}:
-            for part, name in generator_names(model, g, count).items():
-                names[name] = generator_name(part, other_g, count)
-        pairs = zip(group.layers, theirs.groups[other_g].layers, strict=True)
-        for i, (own, other) in enumerate(pairs):
-            if own.learned[0]:
-                names[upsampler_name(first + i)] = upsampler_name(other_first + i)
-            scale = float(tensors[SCALES][other.scale])
-            if own.templates and given.setdefault(own.scale, scale) != scale:
-                return ""  # two of their scales are one of ours
-            scales[own.scale] = scale
-        banks += 1
-        layers += sum(1 for layer in group.layers if layer.templates)
-    for name, other_name in names.items():
-        model.get_parameter(name).copy_(tensors[other_name])
-    model.get_buffer(SCALES).copy_(scales)
+    own = api.allocation(model)
+    if _anonymous(own) != _anonymous(theirs):
+        return ""
+    install.shared_weights(model).take_scales([layer.scale for layer in theirs.layers])
+    for name, tensor in model.state_dict().items():
+        if name.startswith(PREFIX):
+            tensor.copy_(tensors[name])
+    banks = sum(group.bank > 0 for group in own.groups)
+    layers = sum(bool(layer.templates) for layer in own.layers)
     return f"{banks} bank{'s' * (banks != 1)} of {layers} layers taken over as trained"
 
 
-def _groups(plan: Allocation) -> Iterator[tuple[int, int, GroupAllocation]]:
-    """Yield the index of each group, the index of its first layer, and the group."""
-    first = 0
-    for g, group in enumerate(plan.groups):
-        yield g, first, group
-        first += len(group.layers)
-
-
-def _kind(group: GroupAllocation) -> GroupAllocation:
-    """Return the group without its names, to compare what its layers read."""
-    layers = tuple(replace(layer, kind="", scale=0) for layer in group.layers)
-    return GroupAllocation("", group.bank, layers)
+def _anonymous(plan: Allocation) -> list[GroupAllocation]:
+    """Return the groups without names and scales, to compare what their layers read."""
+    bare = plan.map(lambda layer: replace(layer, kind="", scale=0))
+    return [replace(group, name="") for group in bare.groups]
 
 
 def restore(path: Path) -> nn.Module:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from npas.config import Config
@@ -21,12 +21,11 @@ from npas.sharing import api, is_shared
 from npas.tasks.base import Batch, Task
 from npas.tasks.common.checksums import bytes_of
 from npas.training.distributed import Process
-from npas.utils.files import locked, reason, replacing
+from npas.utils.files import reason, replacing
 from npas.utils.progress import track
 
 OF_EACH = ("class", "cell", "text", "span")  # outputs that do not depend on the rest of a batch
 CHUNK = 64  # samples per forward pass, so that the logits do not depend on the batch size
-DIGESTS = "digests"
 Teach = Callable[[Batch], Mapping[str, Tensor]]
 
 
@@ -43,7 +42,7 @@ class TeacherCache:
             raise ValueError(f"distill.cache={cache}: {folder} is not a writable folder")
         self.digests = [d for batch in self._chunks("reading") for d in digests(batch)]
         named = hashlib.sha256(b"".join(self.digests))
-        setting = f"1 {config.precision} {process.device.type} {task.spec.outputs}"
+        setting = f"2 {config.precision} {process.device.type} {task.spec.outputs}"
         named.update(f"{setting} {teacher!r}".encode())
         if is_shared(teacher):
             named.update(json.dumps(api.allocation(teacher).to_dict()).encode())
@@ -85,37 +84,27 @@ class TeacherCache:
             yield self.task.collate(index_B, 0, 0)
 
     def _write(self, teach: Teach) -> None:
+        rows: dict[str, list[Tensor]] = {}
+        for batch in self._chunks("teaching"):
+            for name, own in teach(batch.to(self.process.device)).items():
+                if len(own) != batch.size:
+                    raise ValueError(
+                        f"distill.cache needs one row of logits per sample, and {name!r} has"
+                        f" {len(own)} for {batch.size}: set distill.cache=null"
+                    )
+                rows.setdefault(name, []).append(own.detach().cpu())
         try:
-            with locked(self.path.with_suffix(".lock")):
-                if self.path.exists():  # another run has written it meanwhile
-                    return
-                rows_by_name: dict[str, list[Tensor]] = {}
-                for batch in self._chunks("teaching"):
-                    for name, own in teach(batch.to(self.process.device)).items():
-                        if len(own) != batch.size:
-                            raise ValueError(
-                                f"distill.cache needs one row of logits per sample, and {name!r}"
-                                f" has {len(own)} for {batch.size}: set distill.cache=null"
-                            )
-                        rows_by_name.setdefault(name, []).append(own.detach().cpu())
-                found = {name: torch.cat(parts) for name, parts in rows_by_name.items()}
-                rows = torch.frombuffer(bytearray(b"".join(self.digests)), dtype=torch.uint8)
-                found[DIGESTS] = rows.view(len(self.digests), -1)
-                with replacing(self.path) as temporary:
-                    save_file(found, temporary, {"sha256": _sum_of(found)})
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as temporary:
+                save_file({name: torch.cat(parts) for name, parts in rows.items()}, temporary)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"distill.cache={self.path.parent}: {reason(error)}") from None
 
     def _open(self) -> None:
         try:
-            with safe_open(self.path, "pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                is_whole = (file.metadata() or {}).get("sha256") == _sum_of(found)
+            self.kept = load_file(self.path)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path} is damaged ({reason(error)}): delete it") from None
-        if not is_whole or bytes_of(found.pop(DIGESTS)) != b"".join(self.digests):
-            raise ValueError(f"{self.path} is damaged (its checksum differs): delete it")
-        self.kept = found
 
 
 def refuse_changing(task: Task) -> None:
@@ -138,11 +127,3 @@ def digests(batch: Batch) -> list[bytes]:
         for each, row in zip(found, rows, strict=True):
             each.update(bytes_of(row))
     return [each.digest() for each in found]
-
-
-def _sum_of(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(f"{name} {list(tensors[name].shape)} {tensors[name].dtype}".encode())
-        found.update(bytes_of(tensors[name]))
-    return found.hexdigest()
