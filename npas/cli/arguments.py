@@ -1,8 +1,4 @@
-"""Parse a command line, and turn errors into one-line messages.
-
-Hydra answers some mistakes with several lines, or advises to add a key with `+`. Those are refused
-here, before Hydra composes anything.
-"""
+"""Parse a command line, and turn errors into one-line messages."""
 
 import argparse
 import difflib
@@ -17,40 +13,37 @@ from npas.config.typed import unknown_key
 from npas.utils import plugins
 from npas.utils.checks import join
 
-CLOSED = ("model.", "task.", "optim.muon.", "run=")  # keys that YAMLs may lack
-
 
 def parse(arguments: list[str], known: Collection[str], primary: str = "") -> argparse.Namespace:
     """Parse Hydra's flags and overrides. Raises ValueError for invalid ones.
 
     `known` are the full names of the command's keys, `primary` is its YAML. The result's `multirun`
-    is true for a sweep.
-    `--version` prints npas' version and exits.
+    is true for a sweep. Keys are passed on with `++`: Hydra then accepts those that YAMLs lack, and
+    the command's own check refuses unknown ones. `--version` prints npas' version and exits.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     options = _parse_flags(arguments, primary)
     if options.shell_completion:  # its arguments are not keys
         return options
-    options.overrides = [_accepted(override) for override in options.overrides]
-    options.multirun |= "hydra.mode=MULTIRUN" in options.overrides
+    quoted = map(_quoted, options.overrides)
+    parsed = OverridesParser.create().parse_overrides([*quoted])
+    options.multirun |= any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed)
     folders = plugins.config_folders()
     if options.config_dir is not None:
         folders.insert(0, Path(options.config_dir).absolute())
+        if not folders[0].is_dir():
+            raise ValueError(f"there is no folder --config-dir {options.config_dir}")
     single = "" if options.multirun else "add -m to run each (a list is written in brackets)"
     if options.multirun and (options.cfg or options.info):
         single = "--cfg and --info show a single job"
-    parsed = OverridesParser.create().parse_overrides(options.overrides)
     named = {override.key_or_group: override.input_line for override in parsed}
     exps = [override.input_line for override in parsed if override.key_or_group == "exp"]
     if len(exps) > 1:
         raise ValueError(f"{join(exps, 'and')} name several experiments: keep one, as +exp=NAME")
     if {"run", "exp"} <= named.keys():
         raise ValueError(f"{named['exp']} cannot be combined with run=: set keys, as optim.lr=0.1")
-    for override in parsed:
-        _check(override, single, folders, known)
-    if options.config_dir is not None and not folders[0].is_dir():
-        raise ValueError(f"there is no folder --config-dir {options.config_dir}")
+    options.overrides = [_passed_on(override, single, folders, known) for override in parsed]
     if folders:
         paths = ", ".join(f'"file://{folder}"' for folder in folders)
         options.overrides.append(f"hydra.searchpath=[{paths}]")
@@ -103,46 +96,33 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def _accepted(argument: str) -> str:
-    """Return an argument in a form that Hydra accepts.
-
-    `++` passes `model.KEY=` and `task.KEY=` on to the check against the family's schema, and
-    `run=DIR` to commands that read a stored config. Quotes allow values that Hydra's grammar
-    refuses, such as paths with non-ASCII letters.
-    """
-    argument = f"++{argument}" if argument.startswith(CLOSED) else argument
+def _quoted(argument: str) -> str:
+    """Quote a value that Hydra's grammar refuses, such as a path with non-ASCII letters."""
     plain = re.fullmatch(r"(\+{0,2}[A-Za-z_][\w./@]*=)([^'\"\[\](){},$\\~]+)", argument)
     if plain and not re.fullmatch(r"[\w\s/.:%*@?|+-]*", plain[2], re.ASCII):
         return f'{plain[1]}"{plain[2]}"'
     return argument
 
 
-def _check(override: Any, single: str, folders: Sequence[Path], known: Collection[str]) -> None:
-    """Raise ValueError for an invalid override; `single` says why it must have one value, if so."""
-    key, value = override.key_or_group, override.value()
-    text = override.input_line.lstrip("+")
-    if key.startswith("hydra"):
-        return
+def _passed_on(override: Any, single: str, folders: Sequence[Path], known: Collection[str]) -> str:
+    """Return an override for Hydra; `single` says why it must have one value, if so."""
+    key, line = override.key_or_group, str(override.input_line)
     if not key:
-        raise ValueError(_unreadable(text, known))
-    root = f"{key.partition('.')[0]}.family"
-    is_known = key in known or root in known or any(k.startswith(f"{key}.") for k in known)
-    configs = import_module("npas.configs").__path__
-    ours = is_known and any(Path(folder, key).is_dir() for folder in configs)
-    group = ours or any((folder / key).is_dir() for folder in folders)
-    if not group and not is_known:
-        raise ValueError(unknown_key(key, known))
-    if override.is_sweep_override():
+        raise ValueError(_unreadable(line, known))
+    if override.is_sweep_override() and not key.startswith("hydra"):
         if single:
-            raise ValueError(f"{text} has several values: {single}")
-        if override.is_range_sweep() and not getattr(value, "step", 1):
-            raise ValueError(f"{text}: the step of a range must not be 0")
-    elif group and not override.is_delete() and not isinstance(value, (str, list)):
-        raise ValueError(f"{text!r} names no file: write {key}=NAME")
-    pluses = len(override.input_line) - len(text)
-    right = 1 if key == "exp" else 0
-    if not override.is_delete() and (pluses != right if ours else pluses == 1 and key in known):
-        raise ValueError(f"{override.input_line}: write {'+' * right}{text}")
+            raise ValueError(f"{line} has several values: {single}")
+        if override.is_range_sweep() and not override.value().step:
+            raise ValueError(f"{line}: the step of a range must not be 0")
+    root = f"{key.partition('.')[0]}.family"
+    is_known = key in known or root in known or any(name.startswith(f"{key}.") for name in known)
+    ours = import_module("npas.configs").__path__ if is_known else []
+    is_group = any(Path(folder, key).is_dir() for folder in (*ours, *folders))
+    if key.startswith("hydra") or is_group:
+        return line
+    if not is_known:
+        raise ValueError(unknown_key(key, known))
+    return line if override.is_delete() else f"++{line.lstrip('+')}"
 
 
 def explain(

@@ -57,9 +57,6 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     known = sorted(known)
     parts = key.split(".")
     nodes = [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]  # innermost first
-    for node in nodes:
-        if node in known:
-            return f"unknown key {key!r}: {node} takes a value, not keys; write {node}=VALUE"
     if within := [name for name in known if name.startswith(f"{key}.")]:
         return f"{key} is a node of keys: choose {key}=NAME, or set {join(within)}"
     if suggestion := _suggestion(key, known):
