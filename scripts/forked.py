@@ -32,7 +32,6 @@ from typing import Any
 # What a training imports only when it comes to need it, and that takes long.
 LATE = (
     "hydra._internal.hydra",
-    "rich.progress",
     "safetensors.torch",
     "sklearn.cluster",
     "sklearn.datasets",

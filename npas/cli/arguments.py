@@ -116,7 +116,7 @@ def _passed_on(override: Any, single: str, folders: Sequence[Path], known: Colle
             raise ValueError(f"{line}: the step of a range must not be 0")
     root = f"{key.partition('.')[0]}.family"
     is_known = key in known or root in known or any(name.startswith(f"{key}.") for name in known)
-    ours = import_module("npas.configs").__path__ if is_known else []
+    ours: Sequence[Any] = import_module("npas.configs").__path__ if is_known else []
     is_group = any(Path(folder, key).is_dir() for folder in (*ours, *folders))
     if key.startswith("hydra") or is_group:
         return line

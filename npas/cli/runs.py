@@ -117,10 +117,8 @@ def _compare(args: Sequence[str]) -> None:
     ours, theirs = (run.config() for run in runs)
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     _side_by_side("config", {key: (ours.get(key), theirs.get(key)) for key in keys})
-    last = [((run.result or {}).get("metrics") or {}).get("last") or {} for run in runs]
-    _side_by_side(
-        "metrics", {key: (last[0].get(key), last[1].get(key)) for key in {**last[0], **last[1]}}
-    )
+    last, other = (run.last for run in runs)
+    _side_by_side("metrics", {key: (last.get(key), other.get(key)) for key in {**last, **other}})
     curves = [run_index.curves(run) for run in runs]
     for name in (name for name in curves[0] if name in curves[1]):
         steps = sorted(curves[0][name].keys() & curves[1][name].keys())

@@ -157,7 +157,7 @@ def _groups(path: Path, root: Path) -> Entry:
 
 def _folds(root: Path, runs: Sequence[run_index.Run]) -> Iterator[Entry]:
     """Yield the table of all folded networks below a folder, and the pictures of each."""
-    known = {run.result["config_hash"]: run.folder for run in runs if run.result}
+    known = {run.result.config_hash: run.folder for run in runs if run.result}
     if (overview := root / "README.md").is_file():
         yield _page(overview, "python scripts/fold_page.py")
     for path in sorted(root.rglob("fold.json")):

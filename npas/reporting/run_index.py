@@ -1,7 +1,6 @@
 """List, filter and sort runs by their folders and result files.
 
-Result files are read as plain JSON with few checks, so that a thousand take a fraction of a second
-and neither torch nor Hydra is imported; `results.read` checks them completely.
+Neither torch nor Hydra is imported.
 """
 
 import contextlib
@@ -14,14 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from npas.config import CONFIG_FILE, LOG_FILE, RESULT_FILE, canonical_budget, flat, read_config
-from npas.config.renames import modernize
-from npas.utils.checks import require
+from npas.reporting import results
+from npas.reporting.results import Result
 from npas.utils.git import PACKAGE_FOLDER
-from npas.utils.json_data import read_json, read_log
+from npas.utils.json_data import read_log
 from npas.utils.printing import figure
 
 UNFINISHED = "unfinished"  # without a result: in training, or killed
@@ -32,18 +30,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """One run; `metric` is its main metric, `used` its number of trainable parameters."""
+    """One run, with its result if it has ended."""
 
     folder: str
     exp: str
     budget: str
     seed: int | None
     status: str
-    metric: str | None = None
-    value: float | None = None
-    used: int | None = None
-    seconds: float | None = None
-    result: Mapping[str, Any] | None = None
+    result: Result | None = None
+
+    @property
+    def last(self) -> Mapping[str, float | None]:
+        """Return the metrics of the last epoch, the main one first."""
+        return self.result.metrics.last if self.result and self.result.metrics else {}
+
+    @property
+    def metric(self) -> str | None:
+        return next(iter(self.last), None)
+
+    @property
+    def value(self) -> float | None:
+        return next(iter(self.last.values()), None)
+
+    @property
+    def used(self) -> int | None:
+        """Return the number of trainable parameters."""
+        return self.result.budget.used if self.result and self.result.budget else None
+
+    @property
+    def seconds(self) -> float | None:
+        return self.result.wall_s if self.result else None
 
     def cells(self) -> dict[str, str]:
         """Return the columns as texts, with units; "" for what is not known."""
@@ -57,7 +73,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Return the config by full key names. Raises ValueError if it cannot be read."""
         if self.result is not None:
-            return flat(modernize(dict(self.result["config"])))
+            return flat(self.result.config)
         return flat(read_config(Path(self.folder, CONFIG_FILE)))
 
 
@@ -94,25 +110,17 @@ def read(folder: Path) -> Run:
     named = _FOLDER.fullmatch(folder.name)
     budget, seed = (named["budget"], int(named["seed"])) if named else ("", None)
     unfinished = Run(str(folder), folder.parent.name, budget, seed, UNFINISHED)
-    try:
-        result = read_json(folder / RESULT_FILE)
-        if named and not result["config_hash"].startswith(named["hash"]):
-            return replace(unfinished, status="damaged")
-        metrics = (result["metrics"] or {}).get("last") or {}
-        metric = next(iter(metrics), None)
-        asked, used = result["config"].get("budget"), (result["budget"] or {}).get("used")
-        for key in ("exp", "status"):
-            require(key, result[key], str, "a string")
-        value, seed, seconds = metrics.get(metric), result["seed"], result["wall_s"]
-        for key, number in (("value", value), ("seed", seed), ("used", used), ("wall_s", seconds)):
-            require(key, number, (int, float, NoneType), "a number")
-        budget = budget if asked is None else str(asked)
-        known = Run(str(folder), result["exp"], budget, seed, result["status"], metric, value)
-        return replace(known, used=used, seconds=seconds, result=result)
-    except FileNotFoundError:
+    if not (folder / RESULT_FILE).exists():
         return unfinished
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    try:
+        result = results.read(folder)
+    except ValueError:
         return replace(unfinished, status="damaged")
+    if named and not result.config_hash.startswith(named["hash"]):
+        return replace(unfinished, status="damaged")
+    asked = result.config.get("budget")
+    budget = budget if asked is None else str(asked)
+    return Run(str(folder), result.exp, budget, result.seed, result.status, result)
 
 
 def check_keys(runs: Sequence[Run], wanted: Iterable[str]) -> None:
@@ -202,7 +210,7 @@ def curves(run: Run) -> dict[str, dict[int, float]]:
         for name, value in record.items():
             if name.startswith(("train/", "val/", "test/")) and isinstance(value, (int, float)):
                 found.setdefault(name, {})[record["step"]] = value
-    if not found and run.result and (history := run.result.get("history")):
+    if not found and run.result and (history := run.result.history):
         epochs = history.get("epoch", [])
         for name, column in history.items():
             if name != "epoch":

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from html import escape
 from typing import NamedTuple, TextIO
 
+from tqdm import tqdm
+
 LOSSES = ("loss", "bits_per_byte", "perplexity")  # lower is better; other metrics are in percent
 
 
@@ -21,7 +23,8 @@ def figure(metric: str, value: float | None) -> str:
 def print_line(line: str, file: TextIO) -> None:
     """Print a line and flush; once the file is closed, discard this line and all later ones."""
     try:
-        print(line, file=file, flush=True)
+        with tqdm.external_write_mode(file):  # not into a progress bar
+            print(line, file=file, flush=True)
     except OSError:  # a closed pipe or terminal
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)

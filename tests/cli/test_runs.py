@@ -5,7 +5,11 @@ import shutil
 
 import pytest
 
+from npas.reporting import results
+from npas.reporting.environment import environment
+from npas.reporting.results import Dataset, Metrics, Result, Split
 from npas.utils import files
+from npas.utils.budget import BudgetReport
 
 
 @pytest.fixture
@@ -15,19 +19,25 @@ def make_run(tmp_path):
     def make(budget, seed=0, lr=0.1, **changes):
         folder = tmp_path / "runs/digits" / f"budget-{budget}_seed-{seed}_{seed:08x}"
         folder.mkdir(parents=True)
-        value = 90.0 + 5 * float(budget) + seed
-        result = {
-            "status": "done",
-            "exp": "digits",
-            "config_hash": f"{seed:08x}{'0' * 56}",
-            "config": {"budget": budget, "seed": seed, "optim": {"lr": lr}},
-            "budget": {"used": round(1000 * float(budget))},
-            "metrics": {"last": {"accuracy": value}},
-            "seed": seed,
-            "wall_s": 60.0,
-        }
+        value, used = 90.0 + 5 * float(budget) + seed, round(1000 * float(budget))
+        result = Result(
+            status=changes.get("status", "done"),
+            exp="digits",
+            config={"budget": budget, "seed": seed, "optim": {"lr": lr}},
+            config_hash=f"{seed:08x}{'0' * 56}",
+            budget=BudgetReport(budget, 1000, used, used),
+            split=Split(0, 0, 0, used),
+            metrics=Metrics({"accuracy": value}),
+            seed=seed,
+            steps=1,
+            epochs=1,
+            wall_s=60.0,
+            peak_memory_bytes=None,
+            dataset=Dataset("digits", "real"),
+            **environment(),
+        )
         if changes.get("result", True):
-            (folder / "result.json").write_text(json.dumps(result | changes), encoding="utf-8")
+            results.write(folder, result)
         (folder / "config.yaml").write_text(f"optim: {{lr: {lr}}}\n", encoding="utf-8")
         lines = [{"step": step, "train/loss": value / step} for step in range(1, 40)]
         text = "\n".join(map(json.dumps, lines))
