@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -155,37 +153,23 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     """Write a folder for the hub in place of an earlier export, beside files of other names."""
     from npas.reporting import hub, results
     from npas.sharing.trained import pruning
-    from npas.utils.checks import join
-    from npas.utils.files import give_usual_mode
 
     run = experiments.folder_of(options.run)
     model, result = experiment.model, None
-    with contextlib.suppress(OSError, ValueError):  # an unfinished run has no result
+    with contextlib.suppress(ValueError):  # an unfinished run has no result
         result = results.read(run)
     if pruning.has_masks(model):
         pruning.shrink(model)
     out = Path(options.out or run / "export" / "hub")
     name = out.absolute().name if options.out else f"{experiment.config.exp}-{run.absolute().name}"
+    notes = [] if experiment.unfinished is None else [f"{experiment.unfinished}."]
     with app.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-            new = Path(scratch)
-            notes = [] if experiment.unfinished is None else [f"{experiment.unfinished}."]
-            hub.write_run(model, new, name, result, notes)
-            _copy_tokenizer(experiment, new)
-            for kept in (CONFIG_FILE, RESULT_FILE):
-                if (run / kept).exists():
-                    shutil.copyfile(run / kept, new / kept)
-            files = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
-            old = hub.left_over(out, files)
-            for file in files:
-                give_usual_mode(new / file)
-                (out / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(new / file, out / file)
-            for file in old:
-                (out / file).unlink(missing_ok=True)
-    written = f"{out}: {join([str(file) for file in files], 'and')}"
-    return [written, f"to share it: hf upload USER/{name} {out}"]
+        hub.write_run(model, out, name, result, notes)
+        _copy_tokenizer(experiment, out)
+        for kept in (CONFIG_FILE, RESULT_FILE):
+            if (run / kept).exists():
+                shutil.copyfile(run / kept, out / kept)
+    return [f"{out}: the network with its card", f"to share it: hf upload USER/{name} {out}"]
 
 
 def _copy_tokenizer(experiment: Experiment, folder: Path) -> None:

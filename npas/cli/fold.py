@@ -261,10 +261,5 @@ def _report(record: dict[str, Any]) -> str:
     ]
     for loop in (block for block in record["blocks"] if block["times"] > 1):
         body = ", ".join(loop["blocks"][: loop["period"]])
-        lines.append(
-            f"loop        {loop['container']}: {body} runs {loop['times']} times, for"
-            f" {', '.join(loop['blocks'])}; unshared norms: {loop['own']:,} values"
-        )
-    if record["plain"]:
-        lines.append(f"plain       {', '.join(record['plain'])}: ordinary parameters again")
+        lines.append(f"loop        {loop['container']}: {body} runs {loop['times']} times")
     return "\n".join(lines)

@@ -227,19 +227,11 @@ def locked_folder(config: Config, folder: Path) -> Iterator[None]:
                 f"{folder} is being trained by another process: wait for it, or set run_root"
             ) from None
         except OSError as error:
-            raise _unwritable(config, f"{error.strerror}: {error.filename}") from None
+            raise ValueError(
+                f"run_root={config.run_root} is not a writable folder ({error.strerror}:"
+                f" {error.filename}): name another"
+            ) from None
         yield
-
-
-def _unwritable(config: Config, why: str) -> ValueError:
-    return ValueError(f"run_root={config.run_root} is not a writable folder ({why}): name another")
-
-
-def check_writable(config: Config, folder: Path) -> None:
-    """Raise ValueError if a run's folder, which need not exist, cannot be written to."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise _unwritable(config, str(nearest))
 
 
 @contextlib.contextmanager

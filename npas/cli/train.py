@@ -105,7 +105,7 @@ def run(config: Config) -> Job:
 def _run_in_workers(config: Config, folder: Path) -> Job:
     """Train in several processes on this machine. Raises ValueError for user errors."""
     from npas.reporting import results
-    from npas.training.launch import WorkersFailed, launch
+    from npas.training.distributed import WorkersFailed, launch
 
     if not config.dry_run and (job := _skipped(config, folder)) is not None:
         return job
@@ -181,11 +181,9 @@ def _run_here(config: Config, folder: Path) -> Job:
 
 def _dry_run(config: Config, folder: Path) -> Job:
     """Take one step of the run and write nothing."""
-    from npas.cli.recording import check_writable
     from npas.training import build, prepare
     from npas.training.preparation import one_step
 
-    check_writable(config, folder)
     data = dataclasses.replace(config.data, download=False)  # a download would write files
     experiment = build(dataclasses.replace(config, data=data))
     prepare(experiment)

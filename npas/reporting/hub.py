@@ -25,7 +25,7 @@ from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
 from npas.sharing.runtime.guards import FILE_KEY
 from npas.sharing.runtime.storage import WEIGHTS_FILE, make_folder
 from npas.utils.checks import path_of, require
-from npas.utils.files import reason
+from npas.utils.files import reason, replacing
 from npas.utils.printing import figure
 
 CARD, CONFIG = "README.md", "config.json"
@@ -118,13 +118,18 @@ def write_run(
 ) -> None:
     """Write a run's network, shared or dense, for the hub. Raises OSError or SafetensorError.
 
-    `notes` are sentences for the card. A network of transformers is also written materialized.
+    `notes` are sentences for the card. A network of transformers is also written materialized. The
+    files of an earlier export are removed.
     """
     from safetensors.torch import save_file
 
     from npas.training.checkpoint import untied
 
     folder.mkdir(parents=True, exist_ok=True)
+    old = folder / CARD
+    if old.is_file() and "library_name: npas" in old.read_text("utf-8", "replace"):
+        for file in FILES:
+            (folder / file).unlink(missing_ok=True)
     is_shared, is_transformers = sharing.is_shared(model), _is_transformers(model)
     plan = sharing.api.allocation(model) if is_shared else None
     family = None if result is None else str(result.config["model"].get("family"))
@@ -146,15 +151,9 @@ def write_run(
             dense.config.label2id = {label: n for n, label in enumerate(names)}  # type: ignore[union-attr]
         _save_transformers(dense, folder)
     elif not is_shared:
-        save_file(untied(model.state_dict()), folder / WEIGHTS_FILE)
+        with replacing(folder / WEIGHTS_FILE) as temporary:
+            save_file(untied(model.state_dict()), temporary)
     (folder / CARD).write_text(card(name, plan, result, how, notes), encoding="utf-8")
-
-
-def left_over(folder: Path, files: Iterable[Path]) -> set[Path]:
-    """Return the names of files of an earlier export that these new ones do not replace."""
-    card = folder / CARD
-    is_ours = card.is_file() and "library_name: npas" in card.read_text("utf-8", "replace")
-    return FILES - set(files) if is_ours else set()
 
 
 def card(

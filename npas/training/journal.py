@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from npas.config import DENSE, LOG_FILE
@@ -103,8 +101,10 @@ class Journal:
         self.log = open(run_dir / LOG_FILE, "a", buffering=1)
         if mode_of(config) != "disabled":
             # Stored before the training, so that a killed run resumes under the same id.
-            progress.wandb_id = progress.wandb_id or _stored_id(run_dir) or secrets.token_hex(4)
-            write_whole(run_dir / ID_FILE, f"{progress.wandb_id}\n")
+            file = run_dir / ID_FILE
+            stored = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+            progress.wandb_id = progress.wandb_id or stored or secrets.token_hex(4)
+            write_whole(file, f"{progress.wandb_id}\n")
             self.wandb = Wandb(config, run_dir, progress.wandb_id, self._facts())
         return self
 
@@ -174,10 +174,3 @@ class Journal:
             self.log.close()
         if self.wandb is not None:
             self.wandb.close(exit_code=int(error is not None or self.status != "done"))
-
-
-def _stored_id(run_dir: Path) -> str | None:
-    """Return the W&B id stored in the run's folder; None if there is no valid one."""
-    file = run_dir / ID_FILE
-    found = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
-    return found if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found) else None

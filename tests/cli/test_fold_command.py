@@ -46,7 +46,7 @@ def test_a_run_folds_into_loops_and_says_what_it_costs(run, soft):
     )
     loops = [entry for entry in record["blocks"] if entry["times"] > 1]
     assert loops and all(entry["own"] > 0 for entry in loops)
-    for text in (f"{record['layers']} after", "runs", "unshared norms", "accuracy", "plain"):
+    for text in (f"{record['layers']} after", "runs", "accuracy"):
         assert text in answer.out
     assert answer.out.endswith("fold-0.9: fold.json, folding.json, model.safetensors and plots\n")
     assert [entry["epoch"] for entry in record["history"]] == [0, 1, 2, 3]
