@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npas.utils.checks import near
-
 FILE = Path(__file__).with_name("published.yaml")
 
 
@@ -29,24 +27,20 @@ class Figure:
 
 
 def figure(section: str, name: str, column: str, **match: object) -> Figure:
-    """Return the figure of the only row of `section` with this name and column and all of `match`.
-
-    Raises ValueError if no row or several rows match.
-    """
-    sources, sections = load()["sources"], load()["sections"]
-    if section not in sections:
-        raise ValueError(f"no published section {section!r}; {near(section, list(sections))}")
+    """Return the figure of the only row with this name and column and all of `match`."""
+    document = load()
     wanted = {"name": name, **match}
     rows = [
         row
-        for row in sections[section].get("rows", ())
+        for row in document["sections"][section]["rows"]
         if column in row and all(row.get(key) == value for key, value in wanted.items())
     ]
-    if len(rows) != 1:
-        raise ValueError(f"{len(rows)} rows of published section {section!r} have {wanted}, not 1")
+    assert len(rows) == 1, f"{len(rows)} rows of {section} have {wanted}"
     (row,) = rows
     known = {key: row.get(key) for key in ("params", "note", "gpu_days", "mflops")}
-    return Figure(name, column, float(row[column]), source=sources[row["source"]], **known)
+    return Figure(
+        name, column, float(row[column]), source=document["sources"][row["source"]], **known
+    )
 
 
 @functools.cache

@@ -4,10 +4,8 @@ Neither torch nor Hydra is imported.
 """
 
 import contextlib
-import difflib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from typing import Any
 from npas.config import CONFIG_FILE, RESULT_FILE, canonical_budget, flat, read_config
 from npas.reporting import results
 from npas.reporting.results import Result
+from npas.utils.checks import near
 from npas.utils.git import PACKAGE_FOLDER
 from npas.utils.printing import figure
 
@@ -86,18 +85,12 @@ def collect(root: Path) -> list[Run]:
     """Return the runs in `root/EXP/FOLDER`, sorted by path.
 
     Folders with other names than npas gives to runs are ignored. Raises ValueError if there is no
-    folder `root`, or it is that of a single experiment or run.
+    folder `root`.
     """
     if not root.is_dir():
         raise ValueError(f"there is no folder root={root}: name a folder of runs")
     files = [path for name in (RESULT_FILE, CONFIG_FILE) for path in root.glob(f"*/*/{name}")]
     found = {path.parent for path in files if _FOLDER.fullmatch(path.parent.name)}
-    place = root.absolute()
-    if not found and any(map(_FOLDER.fullmatch, (place.name, *os.listdir(root)))):
-        top = place.parent.parent if _FOLDER.fullmatch(place.name) else place.parent
-        raise ValueError(
-            f"{root} is an experiment or a run: name the folder {os.path.relpath(top)}"
-        )
     return [read(folder) for folder in sorted(found)]
 
 
@@ -132,9 +125,8 @@ def check_keys(runs: Sequence[Run], wanted: Iterable[str]) -> None:
             known |= run.config().keys()
         left -= known
     if runs and left:
-        close = difflib.get_close_matches(key := min(left), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(COLUMNS)}"
-        raise ValueError(f"no run has a key {key!r}; {hint}")
+        key = min(left)
+        raise ValueError(f"no run has a key {key!r}; {near(key, sorted(known))}")
 
 
 def select(runs: Iterable[Run], wanted: Mapping[str, str]) -> list[Run]:

@@ -130,9 +130,7 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
     [
         ("root=nowhere", "there is no folder root=nowhere"),
         ("budget", "'budget' is not key=value"),
-        ("optim.lrr=1", "no run has a key 'optim.lrr'; did you mean 'optim.lr'?"),
-        ("root=runs/digits", "an experiment or a run: name the folder runs\n"),
-        ("clean root=runs/digits/budget-0.1_seed-0_00000000 seed=0", "name the folder runs\n"),
+        ("optim.lrr=1", "no run has a key 'optim.lrr'; did you mean optim.lr"),
         ("sort=size", "sort=size: sort by one of exp, budget"),
         ("format=xml", "format must be table, csv, json, got 'xml'"),
         ("compare runs", "compare takes two folders"),
