@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Sequence
 from html import escape
+from threading import RLock
 from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
@@ -20,10 +21,19 @@ def figure(metric: str, value: float | None) -> str:
     return f"{value:.4f}" if metric.removeprefix("val/") in LOSSES else f"{value:.2f}%"
 
 
+class Drawn(tqdm):
+    """A bar of tqdm without its thread and its lock between processes: data workers are forked."""
+
+    monitor_interval = 0
+
+
+Drawn.set_lock(RLock())
+
+
 def print_line(line: str, file: TextIO) -> None:
     """Print a line and flush; once the file is closed, discard this line and all later ones."""
     try:
-        with tqdm.external_write_mode(file):  # not into a progress bar
+        with Drawn.external_write_mode(file):  # not into a progress bar
             print(line, file=file, flush=True)
     except OSError:  # a closed pipe or terminal
         with contextlib.suppress(OSError, ValueError):

@@ -14,10 +14,8 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from npas.utils import processes
-from npas.utils.printing import print_line
+from npas.utils.printing import Drawn, print_line
 
 AFTER_S = 2.0
 BETWEEN_S = 0.2  # between updates of the bar
@@ -33,10 +31,6 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
         for item in items:
             yield item
             bar.advance()
-
-
-class _Bar(tqdm):
-    monitor_interval = 0  # no thread: data workers are forked
 
 
 class Bar:
@@ -61,7 +55,7 @@ class Bar:
         self.is_shown = is_seen and processes.is_main_process()
         self.lines = lines and not self.is_shown
         form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-        self.bar = _Bar(
+        self.bar = Drawn(
             desc=what, total=total, initial=done, file=sys.stderr, disable=not self.is_shown,
             delay=AFTER_S, leave=lines, dynamic_ncols=True, mininterval=BETWEEN_S, miniters=1,
             bar_format=form if total else None,
