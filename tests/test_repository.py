@@ -239,7 +239,7 @@ def test_commands_and_links_of_documents_are_valid(path):
 
 # --- all of it
 
-MOST_LINES = {"npas": 29115, "tests": 23900}
+MOST_LINES = {"npas": 29120, "tests": 23901}
 
 
 @pytest.mark.parametrize("folder", MOST_LINES)

@@ -65,7 +65,7 @@ class TrainState:
         self.run_dir = run_dir
         self.store = Checkpoints(run_dir / "checkpoints", self.config.trainer.keep_last)
         self.progress = Progress()
-        self.origin: str | None = None  # the path that `resume` named, now or earlier
+        self.origin: str | None = None  # the path that `resume` named, absolute
         self.since = time.perf_counter()
 
     def elapsed_s(self) -> float:
@@ -135,7 +135,7 @@ class TrainState:
             return None
         refuse_another_config(self.config, found)
         resume = self.config.resume
-        self.origin = found.state.get("origin") if resume == "auto" else resume
+        self.origin = found.state.get("origin") if resume == "auto" else _absolute(resume)
         source, best = found.folder.parent, found.progress.best
         self.store.clear(after=found.state["step"])
         if source.resolve() != self.store.folder.resolve():
@@ -261,9 +261,14 @@ def to_resume(config: Config, folder: Path, stage: str) -> Checkpoint | None:
     own = None if config.force else Checkpoints(folder / "checkpoints").newest()
     if config.resume == "auto":
         return own
-    if own and Path(own.state.get("origin") or "") == Path(config.resume):
+    origin = own.state.get("origin") if own else None
+    if origin and _absolute(origin) == _absolute(config.resume):
         return own
     return named_checkpoint(config, stage)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve())
 
 
 def named_checkpoint(config: Config, stage: str = TRAIN) -> Checkpoint | None:
