@@ -11,12 +11,10 @@ import npas
 # The command line, and what its one line must hold; values out of range: tests/test_config.py.
 WRONG = [
     ("npas-train bugdet=0.1", "unknown key 'bugdet': did you mean 'budget'?"),
-    ("npas-train -m bugdet=0.1,0.2", "unknown key 'bugdet': did you mean 'budget'?"),
     ("npas-train +model._target_=os.system", "unknown key 'model._target_'"),
     ("npas-plan frmat=json", "unknown key 'frmat': did you mean 'format'?"),
     ("npas-eval rum=x", "unknown key 'rum': did you mean 'run'?"),
     ("npas-eval run=x model=y", "unknown key 'model'"),
-    ("npas-fold run=x treshold=0.9", "did you mean 'threshold'?"),
     ("npas-train data.synthetic.trian=9", "did you mean 'data.synthetic.train'?"),
     ("npas-train budget", "'budget' sets nothing: write key=value"),
     ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
@@ -32,7 +30,6 @@ WRONG = [
     ("npas-train -m hydra/sweeper=none_such", "or install its plugin"),
     ("npas-train seed=range(1,3)", "seed=range(1,3) has several values: add -m to run each"),
     ("npas-train -m budget=0.1,abc", "budget=abc is not a budget"),
-    ("npas-train -m seed=0,1 epochs=-3", "epochs must be at least 1"),
     ("npas-train -m 'seed=glob(x*)'", "the sweep has no jobs"),
     ("npas-train -m seed=range(0,9,0)", "seed=range(0,9,0): the step of a range must not be 0"),
     (
@@ -41,7 +38,6 @@ WRONG = [
     ),
     ("npas-train -m --cfg job seed=0,1", "seed=0,1 has several values: --cfg and --info show a"),
     ("npas-train --package optim", "--package needs --cfg"),
-    ("npas-plan --resolve", "--resolve needs --cfg"),
     ("npas-train -cn evaluate run=x", "--config-name evaluate is for another command"),
     ("npas-train -sc query=bash", "--shell-completion: the shell sets 'COMP_LINE'"),
     ("npas-train sharing.init=fit:", "sharing.init=fit: names no path: write fit:PATH or fit"),
@@ -50,13 +46,11 @@ WRONG = [
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
     ("npas-train epochs=", "epochs must be an integer, got ''"),
-    ("npas-train budget=0", "allows no parameters"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that is: 63"),
     (
         "npas-plan +exp=shakespeare task.folder=x",
         "task.folder=x is not read for shakespeare: set task=text",
     ),
-    ("npas-train dry_run=yep", "dry_run must be true or false, got 'yep'"),
     ("npas-plan model=resnet50", "reads 3-channel images, and an input of this task is 1x8x8"),
     ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),
     ("npas-plan +exp=wrn_cifar10 data.download=false check_data=true", "cifar10 is not under"),
@@ -65,7 +59,6 @@ WRONG = [
     ("npas-eval", "run is missing: write run=VALUE"),
     ("npas-eval run=nowhere", "there is no folder nowhere"),
     ("npas-eval run=x split=train", "split must be test or val, got 'train'"),
-    ("npas-fold run=x threshold=often", "threshold must be a finite number or auto"),
     (
         "npas-export run=x format=pickle",
         "format must be safetensors, onnx, artifact or hub, got 'pickle'",
