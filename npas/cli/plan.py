@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 NAME = "npas-plan"
 Format = Literal["table", "json"]
+EMBEDDINGS = ("embedding", "embeddingbag")
+FEW = 0.25  # of the budget: smaller embeddings are advised to stay out of a bank
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def run(plan: Plan) -> Job:
         print(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
         print(experiments.plan_text(model, allocation))
-        if allocation is not None and (note := _note(allocation)):
-            print(note)
+        for note in _notes(allocation) if allocation is not None else []:
+            print(f"note: {note}")
         named = {"sharing.init": config.sharing.weights, "distill.teacher": config.distill.teacher}
         for key, path in named.items():
             if path not in (None, schema.DENSE) and not Path(path).exists():
@@ -120,19 +122,44 @@ def _refuse_difference(task: Task) -> None:
         raise ValueError(task.compared.difference)
 
 
-def _note(allocation: Allocation) -> str:
-    """Return a note on layers with the same weight; "" without any."""
+def _notes(allocation: Allocation) -> list[str]:
+    """Return notes on known weaknesses of a plan, with what does better."""
+    from npas.sharing.generators.bases import BASES
+    from npas.sharing.generators.coefficients import OF_DEPTH
+    from npas.sharing.generators.hashing import HASH
     from npas.sharing.runtime.reading import Reading
 
-    layers, twins = allocation.layers, Reading(allocation).twins
+    notes, layers = [], allocation.layers
+    twins = Reading(allocation).twins
     pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
-    if not pairs:
-        return ""
-    return (
-        f"note: {len(pairs)} of {len(layers)} layers have the same weight as another"
-        f" ({' = '.join(pairs[0])}); sharing.generator=hash gives each layer its own"
-        " (docs/choosing.md)"
-    )
+    if pairs:
+        notes.append(
+            f"{len(pairs)} of {len(layers)} layers have the same weight as another"
+            f" ({' = '.join(pairs[0])}); sharing.generator=hash gives each layer its own"
+            " (docs/choosing.md)"
+        )
+    start = allocation.scheme.coefficient_init
+    if start in OF_DEPTH:
+        many = [
+            (group.name, k, len(layers))
+            for group in allocation.groups
+            for (_, k), layers in group.rows.items()
+            if k > len(layers)
+        ]
+        for name, k, count in many[:1]:
+            notes.append(
+                f"group {name} mixes {k} templates in {count} layers by {start} coefficients: on"
+                " text that did far worse than no more templates than layers (docs/choosing.md)"
+            )
+    for group in allocation.groups:
+        own = [layer for layer in group.layers if layer.kind in EMBEDDINGS and layer.templates]
+        size = sum(layer.size for layer in own if layer.upsampler not in (HASH, *BASES))
+        if 0 < size <= FEW * allocation.budget.allowed:
+            notes.append(
+                f"{own[0].name} reads templates: on text it did better to leave embeddings out"
+                f" ({size:,} parameters), sharing=no_embeddings"
+            )
+    return notes
 
 
 def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:

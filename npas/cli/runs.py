@@ -3,7 +3,7 @@
   npas-runs                                       all below runs/
   npas-runs exp=digits budget=0.1,0.25 status=done optim.lr=0.1 sort=-value
   npas-runs root=results/runs format=csv          or json
-  npas-runs compare DIR DIR                       config, metrics
+  npas-runs compare DIR DIR                       config, metrics, curves
   npas-runs clean status=failed,damaged           asks first; yes=true does not
 
 A filter names a column (exp, budget, seed, status, metric, value, used,
@@ -31,6 +31,7 @@ from npas.utils.printing import columns
 NAME = "npas-runs"
 OPTIONS = {"root": "runs", "sort": "", "format": "table", "yes": "false"}
 FORMATS = ("table", "csv", "json")
+POINTS = 10  # of a curve, at most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +119,15 @@ def _compare(args: Sequence[str]) -> None:
     _side_by_side("config", {key: (ours.get(key), theirs.get(key)) for key in keys})
     last, other = (run.last for run in runs)
     _side_by_side("metrics", {key: (last.get(key), other.get(key)) for key in {**last, **other}})
+    curves = [run_index.curves(run) for run in runs]
+    for name in (name for name in curves[0] if name in curves[1]):
+        steps = sorted(curves[0][name].keys() & curves[1][name].keys())
+        chosen = steps[:: -(-len(steps) // POINTS) or 1]
+        chosen += steps[-1:] if chosen[-1:] != steps[-1:] else []
+        _side_by_side(
+            f"{name} at",
+            {str(step): (curves[0][name][step], curves[1][name][step]) for step in chosen},
+        )
 
 
 def _side_by_side(heading: str, pairs: dict[str, tuple[object, object]]) -> None:

@@ -3,6 +3,7 @@
 npas-table                          # lists the tables
 npas-table digits
 npas-table wrn_cifar100
+npas-table digits check=true        # exit code 1 if the committed table differs
 npas-table squad epoch=selected     # of the epochs chosen on held-out data, not the last ones
 """
 
@@ -27,9 +28,14 @@ class Table:
 
     name: str = ""
     results: str | None = None
+    check: bool = False
     epoch: Literal["last", "selected"] = "last"
 
     def __post_init__(self) -> None:
+        if self.check and not self.name:
+            raise ValueError("check=true needs a table's name; npas-table alone lists the tables")
+        if self.check and self.epoch != "last":
+            raise ValueError("committed tables are of the last epoch: leave check or epoch out")
         if self.results is not None and not Path(self.results).is_dir():
             raise ValueError(
                 f"there is no folder results={self.results}: name one that holds runs/"
@@ -46,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: Table) -> Job:
-    """Print the table; without a name, list all tables."""
+    """Print the table or compare it with the committed one; without a name, list all tables."""
     from npas.reporting import definitions, tables
     from npas.reporting.run_index import results_root
 
@@ -58,5 +64,13 @@ def run(options: Table) -> Job:
         return Job("tables")
     table = dataclasses.replace(definitions.table(options.name), epoch=options.epoch)
     folder = Path(options.results) if options.results else results_root()
-    print(tables.markdown(table, tables.load(table, folder / "runs")), end="")
-    return Job(table.name)
+    text = tables.markdown(table, tables.load(table, folder / "runs"))
+    if not options.check:
+        print(text, end="")
+        return Job(table.name)
+    committed = folder / "tables" / f"{table.name}.md"
+    if committed.exists() and committed.read_text(encoding="utf-8") == text:
+        print(f"{committed} matches the results")
+        return Job(table.name)
+    app.say(NAME, f"{committed} does not match the results: make it again")
+    return Job(table.name, "failed")

@@ -13,11 +13,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from npas.config import CONFIG_FILE, RESULT_FILE, canonical_budget, flat, read_config
+from npas.config import CONFIG_FILE, LOG_FILE, RESULT_FILE, canonical_budget, flat, read_config
 from npas.reporting import results
 from npas.reporting.results import Result
 from npas.utils.checks import near
 from npas.utils.git import PACKAGE_FOLDER
+from npas.utils.json_data import read_log
 from npas.utils.printing import figure
 
 UNFINISHED = "unfinished"  # without a result: in training, or killed
@@ -188,3 +189,23 @@ def _sortable(value: Any) -> tuple[bool, float, str]:
         return False, float(value), ""
     except ValueError:
         return True, 0.0, str(value)
+
+
+def curves(run: Run) -> dict[str, dict[int, float]]:
+    """Return the run's logged losses and metrics by name and step.
+
+    Without a log, as for committed results, return the result's history by epoch. Damaged lines are
+    skipped.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for record in read_log(Path(run.folder, LOG_FILE)):
+        for name, value in record.items():
+            if name.startswith(("train/", "val/", "test/")) and isinstance(value, (int, float)):
+                found.setdefault(name, {})[record["step"]] = value
+    if not found and run.result and (history := run.result.history):
+        epochs = history.get("epoch", [])
+        for name, column in history.items():
+            if name != "epoch":
+                pairs = zip(epochs, column, strict=False)
+                found[name] = {epoch: value for epoch, value in pairs if value is not None}
+    return found

@@ -64,8 +64,10 @@ WRONG = [
         "format must be safetensors, onnx, artifact or hub, got 'pickle'",
     ),
     ("npas-export run=x out=..", "out=.. is not a file: name one, as out=../new.safetensors"),
+    ("npas-table check=true", "check=true needs a table's name"),
     ("npas-table digit", "there is no table 'digit'; did you mean digits or digits_swrn?"),
     ("npas-table digits results=nowhere", "there is no folder results=nowhere"),
+    ("npas-table digits check=true epoch=selected", "leave check or epoch out"),
 ]
 
 

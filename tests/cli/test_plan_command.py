@@ -59,6 +59,16 @@ def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
     for better in ("sharing.low_rank=1", "sharing.generator=hash", "sharing.upsample_templates=2"):
         assert "note:" not in run(*words, better).out
     assert "note:" not in run("npas-plan", "budget=dense").out
+    text = ("npas-plan", "+exp=shakespeare", "budget=0.25")
+    for words in ([], ["sharing.groups=type"]):
+        assert (
+            "note: tokens.weight reads templates: on text it did better" in run(*text, *words).out
+        )
+    assert "note:" not in run(*text, "sharing.generator=hash").out
+    assert "note:" not in run(*text, "sharing=no_embeddings").out
+    many = run("npas-plan", "+exp=shakespeare", "budget=2", "sharing=legendre").out
+    assert "mixes 8 templates in 4 layers by legendre coefficients: on text" in many
+    assert "reads templates" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
     assert "note: sharing.init=foo does not exist yet" in run("npas-plan", "sharing.init=foo").out
 
 

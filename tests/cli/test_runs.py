@@ -39,6 +39,9 @@ def make_run(tmp_path):
         if changes.get("result", True):
             results.write(folder, result)
         (folder / "config.yaml").write_text(f"optim: {{lr: {lr}}}\n", encoding="utf-8")
+        lines = [{"step": step, "train/loss": value / step} for step in range(1, 40)]
+        text = "\n".join(map(json.dumps, lines))
+        (folder / "log.jsonl").write_text(text + '\n{"step": 40, "tra', encoding="utf-8")
         return folder
 
     return make
@@ -79,10 +82,14 @@ def test_a_result_copied_from_another_run_is_damaged_and_no_second_run(run, make
 
 def test_two_runs_are_compared(run, make_run):
     one, other = make_run("0.1"), make_run("2", 1, lr=0.3)
+    with open(one / "log.jsonl", "ab") as log:
+        log.write(b"\xe0\x80 of a damaged disk\n")
     answer = run("npas-runs", "compare", str(one), str(other))
     assert answer.code == 0, answer.err
     table = [line.split() for line in answer.out.splitlines()]
     assert ["optim.lr", "0.1", "0.3"] in table and ["accuracy", "90.5", "101"] in table
+    assert ["1", "90.5", "101"] in table and ["39", "2.32051", "2.58974"] in table
+    assert len(table) < 30
 
 
 def test_runs_are_deleted_only_when_asked(run, make_run, monkeypatch):

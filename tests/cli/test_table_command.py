@@ -16,7 +16,7 @@ def tiny(monkeypatch):
     table = Table("tiny", "A title", (ROW,), "A note.")
     monkeypatch.setattr(definitions, "table", {"tiny": table}.__getitem__)
     monkeypatch.setattr(definitions, "names", lambda: ("tiny",))
-    Path("mine").mkdir()
+    Path("mine/tables").mkdir(parents=True)
 
 
 def test_a_table_without_results_shows_the_commands_that_fill_it(run):
@@ -30,6 +30,18 @@ def test_a_table_without_results_shows_the_commands_that_fill_it(run):
 def test_without_a_name_the_tables_are_listed(run):
     answer = run("npas-table")
     assert (answer.code, answer.out, answer.err) == (0, "tiny  A title\n", "")
+
+
+def test_a_committed_table_is_compared_with_its_results(run):
+    arguments = ("npas-table", "tiny", "results=mine", "check=true")
+    assert run(*arguments).code == 1
+    Path("mine/tables/tiny.md").write_text(run(*arguments[:-1]).out, encoding="utf-8")
+    assert run(*arguments).code == 0
+    with open("mine/tables/tiny.md", "a", encoding="utf-8") as file:
+        file.write("edited\n")
+    answer = run(*arguments)
+    assert answer.code == 1
+    assert "does not match the results" in answer.err
 
 
 def test_chosen_epochs_and_broken_results(run):
