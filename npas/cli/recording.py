@@ -35,6 +35,7 @@ from npas.training import Experiment, Outcome, pruning
 from npas.training.checkpoint import Checkpoints, Progress
 from npas.training.meter import Diverged
 from npas.training.metrics import measure
+from npas.training.preparation import advise_on_memory
 from npas.training.state import load_weights
 from npas.utils import files, signals
 from npas.utils.packing import Artifact
@@ -43,6 +44,7 @@ from npas.utils.processes import Refused
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OUT_OF_MEMORY = "out of memory"
 ARTIFACT_FILE = "artifact.npas"
 REMEDY = "free space and run the same command: it resumes"
 
@@ -81,8 +83,10 @@ def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment]
         except Exception as error:  # out of memory, a full disk or a bug
             if process.world > 1 and (folder / RESULT_FILE).exists():
                 raise app.Reported from None  # another process failed first
-            reason = _describe(error, experiment)
+            reason = _describe(error, process.rank, process.world)
             outcome = _cut_short("failed", folder, started, reason)
+        if outcome.error == OUT_OF_MEMORY:  # after the handler, whose traceback keeps the tensors
+            outcome = dataclasses.replace(outcome, error=advise_on_memory(experiment))
         result = dataclasses.replace(result_of(experiment, outcome), artifact=artifact)
     if process.is_main or result.status == "failed":
         results.write(folder, result)
@@ -140,14 +144,10 @@ def _cut_short(status: str, folder: Path, started: float, error: str | None = No
     return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
 
 
-def _describe(error: Exception, experiment: Experiment) -> str:
+def _describe(error: Exception, rank: int, world: int) -> str:
     """Return the message to record of an exception; print its traceback if it is a bug."""
-    rank, world = experiment.process.rank, experiment.process.world
     if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"out of memory with batch_size {experiment.batch_arithmetic()}: raise"
-            " trainer.grad_accum_steps, or choose a smaller batch_size, network or precision"
-        )
+        return OUT_OF_MEMORY
     # For a full disk or quota, safetensors raises an error of its own, not OSError.
     for reason in map(os.strerror, FULL):
         if reason in str(error):

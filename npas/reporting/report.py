@@ -23,6 +23,8 @@ from npas.utils.json_data import read_json
 TEMPLATE = Path(__file__).with_name("report.html")
 WIDE = 900  # pixels: wider pictures are scrolled on a phone, not shrunk
 PIXELS = 4 / 3  # per point
+BUDGETS = ("0.02", "0.05", "0.1", "0.25", "0.5", "1", "2", "4")
+SHARED = re.compile(r"SSN(?:, (?P<of>.+))?, budget (?P<budget>[\d.]+)")  # labels of rows
 
 
 class Entry(NamedTuple):
@@ -114,6 +116,7 @@ def _committed(results: Path) -> Iterator[Section]:
     for path in sorted(results.glob("tables/*.md")):
         entry = _page(path, f"make reproduce-table TABLE={path.stem}")
         (planned if "No results yet." in entry.html else measured).append(entry)
+    yield Section("Results at a glance", [*_glance(sorted(results.glob("tables/*.md")))])
     yield Section("Tables and plots", measured)
     groups = sorted(results.glob("groups/*/*/groups.json"))
     yield Section("Learned groups", [_groups(path, results / "groups") for path in groups])
@@ -133,6 +136,39 @@ def _committed(results: Path) -> Iterator[Section]:
         " are exact: they are planned without training.",
     )
     yield Section("Every run", [*_runs(runs, "results/runs", False)])
+
+
+def _glance(pages: Sequence[Path]) -> Iterator[Entry]:
+    """Show each network that was measured dense and shared, by budget, from pages of tables."""
+    rows = []
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        figures, heading, column = dict[str, str](), "", 0
+        for line in text.splitlines():
+            cells = [cell.strip() for cell in line.strip("| ").split("|")]
+            if cells[0] == "network" and not heading:
+                column = next(i for i, head in enumerate(cells) if head.startswith("test "))
+                heading = cells[column]
+            elif heading and len(cells) > column and cells[column][:1].isdigit():
+                label = cells[0].removesuffix(" (copy)")
+                figures.setdefault(label, cells[column].partition(";")[0])
+        by: dict[str, dict[str, str]] = {}  # by dense network and budget
+        for label, figure in figures.items():
+            shared = SHARED.fullmatch(label)
+            dense = (shared["of"] or "dense network") if shared else ""
+            if shared and dense in figures:
+                by.setdefault(dense, {"dense": figures[dense]})[shared["budget"]] = figure
+        title = text.removeprefix("# ").partition(":")[0]
+        for dense, own in by.items():
+            name = title if len(by) == 1 else f"{title}: {dense}"
+            rows.append([name, heading, *(own.get(c, "") for c in ("dense", *BUDGETS))])
+    if rows:
+        caption = (
+            "Test metric by budget, as part of the dense network's parameters: mean over seeds"
+        )
+        caption += " ± standard deviation of a single run, last epoch. Empty: not run."
+        heads = ("experiment", "metric", "dense", *(f"{float(budget):.0%}" for budget in BUDGETS))
+        yield Entry("What a budget costs", "", _table(caption, heads, rows, (0, 1)))
 
 
 def _groups(path: Path, root: Path) -> Entry:

@@ -189,11 +189,12 @@ def build_dense(
     return model
 
 
-def check_parts(experiment: Experiment) -> None:
+def check_parts(experiment: Experiment, grad_accum_steps: int | None = None) -> None:
     """Raise ValueError if the task's loss cannot be computed on parts of a batch of this size."""
     config, world = experiment.config, experiment.process.world
-    size = base.rank_share(config.batch_size, world, config.trainer.grad_accum_steps)
-    experiment.task.check_parts(size, world * config.trainer.grad_accum_steps)
+    grad_accum_steps = grad_accum_steps or config.trainer.grad_accum_steps
+    size = base.rank_share(config.batch_size, world, grad_accum_steps)
+    experiment.task.check_parts(size, world * grad_accum_steps)
 
 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:

@@ -1,7 +1,10 @@
-"""Check everything before a training writes files, and try one step."""
+"""Check everything before a training writes files, try one step, and find parts that fit memory."""
 
+import gc
 import logging
 import time
+
+import torch
 
 from npas.tasks import base
 from npas.training import distillation, initial
@@ -10,6 +13,7 @@ from npas.training.experiment import Experiment, check_parts
 from npas.training.loop import gradient, update
 from npas.training.meter import Diverged, Meter, peak_memory_bytes
 from npas.training.optim import build_optimizer, learning_rate
+from npas.training.precision import Precision
 from npas.training.state import named_checkpoint
 
 log = logging.getLogger(__name__)
@@ -57,3 +61,40 @@ def one_step(experiment: Experiment) -> str:
         raise ValueError(f"{reason}: lower optim.lr, or set precision=fp32") from None
     seconds, memory = time.perf_counter() - started, peak_memory_bytes(process.device)
     return f"one step: loss {loss:.4g}, {seconds:.2f} s, {memory / 2**20:,.0f} MiB at the peak"
+
+
+def advise_on_memory(experiment: Experiment) -> str:
+    """Return the error message for a step out of memory: how many parts of a batch would fit.
+
+    Tries every part size that divides this process's share of the batch, from large to small.
+    """
+    config, process = experiment.config, experiment.process
+    message = f"out of memory with batch_size {experiment.batch_arithmetic()}"
+    local = base.rank_share(config.batch_size, process.world)
+    now = config.trainer.grad_accum_steps
+    try:
+        check_parts(experiment, local)
+    except ValueError:  # the loss needs the whole batch
+        return f"{message}: choose a smaller batch_size or network, or another precision"
+    for parts in (n for n in range(now + 1, local + 1) if local % n == 0):
+        if _fits(experiment, parts):
+            return f"{message}: trainer.grad_accum_steps={parts} (parts of {local // parts}) fits"
+    return f"{message}: not even one sample at a time fits; choose a smaller network or precision"
+
+
+def _fits(experiment: Experiment, parts: int) -> bool:
+    config, process = experiment.config, experiment.process
+    optimizer = build_optimizer(experiment.model, config.optim)
+    try:
+        # Two parts: the second one needs memory beside the gradients of the first.
+        two = next(experiment.batches(epoch=0)).parts(parts)[:2]
+        precision = Precision(config.precision, process.device)
+        gradient(experiment.learner, experiment.model.train(), two, optimizer, precision)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        optimizer.zero_grad()
+        gc.collect()
+        if process.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True

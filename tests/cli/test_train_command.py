@@ -100,16 +100,27 @@ def test_a_sweep_is_checked_whole_before_its_first_job(run, tmp_path):
         assert answer.err == "npas-train: optim.lr must be above 0, got -1.0\n"
 
 
-def test_out_of_memory_says_what_to_change(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("fits", "advice"),
+    [
+        (2, "trainer.grad_accum_steps=4 (parts of 2) fits"),
+        (0, "not even one sample at a time fits; choose a smaller network or precision"),
+    ],
+)
+def test_out_of_memory_says_what_would_fit(run, monkeypatch, fits, advice):
+    loss = digits.Task.loss
+
     def hungry(self, model, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17 GiB")
+        if batch.size > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 17 GiB")
+        return loss(self, model, batch)
 
     monkeypatch.setattr(digits.Task, "loss", hungry)
     answer = run(*HALF, "batch_size=8")
     assert answer.code == 1
     folder = folder_of_run()
     error = results.read(folder).error
-    assert error.startswith("out of memory with batch_size 8: raise trainer.grad_accum_steps")
+    assert error == f"out of memory with batch_size 8: {advice}"
     assert answer.err == f"npas-train: failed: {error}; {folder}\n"
 
 
