@@ -49,7 +49,7 @@ WRONG = [
     ("npas-train trainer.grad_accum_steps=3", "the nearest that is: 63"),
     (
         "npas-plan +exp=shakespeare task.folder=x",
-        "task.folder=x is not read for shakespeare: set task=text",
+        "task.folder and task.tokenizer are not for shakespeare: set task=text",
     ),
     ("npas-plan model=resnet50", "reads 3-channel images, and an input of this task is 1x8x8"),
     ("npas-train batch_size=100000", "batch_size=100000 is more than the 1438 training images"),

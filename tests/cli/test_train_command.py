@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from cifar_files import write_cifar
 from command_line import SMALL
