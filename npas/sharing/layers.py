@@ -67,7 +67,6 @@ def bank_name(group: int) -> str:
 
 def generator_name(kind: str, group: int, templates: int) -> str:
     """Return the name of a generator's parameter for a group's layers of K = `templates`."""
-    assert "_" not in kind  # which `generator_names` splits at
     return f"{PREFIX}{kind}_{group}_{templates}"
 
 

@@ -92,6 +92,6 @@ def test_a_copy_is_counted_and_refused_unless_asked_for(run, tmp_path):
     arguments = ("+exp=wrn_cifar10", *SMALL, "data.val_fraction=0", f"data.root={root}")
     answer = run("npas-plan", *arguments, "batch_size=20", "check_data=true")
     assert answer.code == 2 and "data.verify=warn to use it as it is" in answer.err
-    assert f"test_batch: md5 {made.test_list[0][1]}; md5 40351d" in answer.out
+    assert f"test_batch: md5 {made.test_list[0][1]}; published: md5 40351d" in answer.out
     assert "data test: 20 images of 10 classes" in answer.out
     assert run("npas-train", *arguments, "batch_size=20").code == 2 and not Path("runs").exists()
