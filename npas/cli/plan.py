@@ -169,10 +169,10 @@ def _fitted(config: Config, task: Task) -> tuple[Allocation, Errors]:
     from npas.training import initial
     from npas.training.experiment import build_network
 
-    path = config.sharing.weights
     model = build_network(config, task.spec)
     try:
-        initial.fit(model, config, None if path is None else Path(path), task)
+        initial.load_weights_of(model, config)
+        initial.fit(model, config, task)
     except ValueError as error:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
     errors = install.shared_weights(model).errors

@@ -83,7 +83,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Init:
-    """The sha256 of the weights of `sharing.init`, and what was done with them."""
+    """The sha256 of the network with the weights of `sharing.init`, and what was done with them."""
 
     weights: str
     became: str

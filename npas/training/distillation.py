@@ -140,15 +140,7 @@ def prepare(experiment: Experiment) -> None:
         learner.loss(experiment.model, batch)
         if config.distill.cache is not None and not config.dry_run:
             learner.cache = TeacherCache(config, task, teacher, process)
-    experiment.distilled, experiment.teacher = learner, digest_of(teacher)
-
-
-def digest_of(network: nn.Module) -> str:
-    """Return a digest of a network's tensors and their names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode() + bytes_of(tensor))
-    return digest.hexdigest()
+    experiment.distilled, experiment.teacher = learner, initial.digest_of(teacher)
 
 
 def _dense(config: Config, task: Task) -> nn.Module:
@@ -211,8 +203,7 @@ class TeacherCache:
         named.update(f"{setting} {teacher!r}".encode())
         if is_shared(teacher):
             named.update(json.dumps(api.allocation(teacher).to_dict()).encode())
-        for name, tensor in teacher.state_dict().items():
-            named.update(name.encode() + bytes_of(tensor))
+        named.update(initial.digest_of(teacher).encode())
         self.path = cache / f"{named.hexdigest()[:32]}.safetensors"
         self.kept: dict[str, Tensor] = {}
         self.was_read = False

@@ -44,7 +44,7 @@ class Experiment:
     allocation: Allocation | None  # None for a dense network
     stage: str = TRAIN
     grouping: Grouping | None = None  # the search's result
-    # The sha256 of the "weights" of `sharing.init`, once read, and what they "became".
+    # The sha256 of the "weights" that `sharing.init` gave, once read, and what they "became".
     init: dict[str, str] | None = None
     unfinished: str | None = None  # how far an unfinished run was trained
     distilled: Learner | None = None  # the task with a teacher

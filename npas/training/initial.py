@@ -29,11 +29,11 @@ from npas.sharing.trained import activations, pruning
 from npas.sharing.trained.pruning import MASK
 from npas.tasks import base
 from npas.tasks.base import Task
-from npas.tasks.common import checksums
-from npas.training.checkpoint import MANIFEST, find_checkpoint
+from npas.tasks.common.checksums import bytes_of
+from npas.training.checkpoint import MANIFEST
 from npas.training.experiment import Experiment, build_network, build_task, check, plan_keywords
 from npas.training.grouping import SEARCH
-from npas.training.state import AVERAGED, load_weights, to_resume, trained_checkpoint
+from npas.training.state import load_weights, to_resume, trained_checkpoint
 from npas.utils.json_data import read_json
 
 log = logging.getLogger(__name__)
@@ -60,29 +60,29 @@ def start(experiment: Experiment) -> None:
             install.install(model, plan, config.sharing.recompute)
             experiment.allocation = api.allocation(model)
         return
-    path = None if config.sharing.weights is None else Path(config.sharing.weights)
     try:
-        digest = _sum_of(model) if path is None else ""
+        done = load_weights_of(model, config)
+        digest = digest_of(model)
         if fits:
-            done = fit(model, config, path, experiment.task)
+            done.append(fit(model, config, experiment.task))
             experiment.allocation = api.allocation(model)
-        else:
-            done = load_into(model, path) if path is not None else ""
-        if done:
-            weights = digest if path is None else weights_sum(path)
-            experiment.init = {"weights": weights, "became": done}
     except ValueError as error:
         raise ValueError(f"sharing.init={config.sharing.init}: {error}") from None
     if done:
-        log.info("sharing.init: %s", done)
+        experiment.init = {"weights": digest, "became": "; ".join(done)}
+        log.info("sharing.init: %s", experiment.init["became"])
 
 
-def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
-    """Share a dense network, fitted to its weights or those at a path; describe the fit's errors.
+def load_weights_of(model: nn.Module, config: Config) -> list[str]:
+    """Load the weights of `sharing.init`, if it names any; return what was done."""
+    return [] if (path := config.sharing.weights) is None else [load_into(model, Path(path))]
+
+
+def fit(model: nn.Module, config: Config, task: Task) -> str:
+    """Share a dense network, fitted to its weights; describe the fit's errors.
 
     Reads the task's data if `sharing.fit_batches` asks for batches.
     """
-    done = [] if path is None else [load_into(model, path)]
     keywords = plan_keywords(config) | {"recompute": config.sharing.recompute}
     if config.sharing.fit_batches and config.sharing.templates is None:
         keywords["batches"] = _called_with(model, config, task)
@@ -91,7 +91,7 @@ def fit(model: nn.Module, config: Config, path: Path | None, task: Task) -> str:
         api.share(model, config.budget, init="fit", **keywords)
     for warning in caught:
         log.warning("sharing.init: %s", warning.message)
-    return "; ".join([*done, f"fitted, {install.shared_weights(model).errors}"])
+    return f"fitted, {install.shared_weights(model).errors}"
 
 
 @torch.no_grad()
@@ -113,19 +113,11 @@ def _called_with(model: nn.Module, config: Config, task: Task) -> list[Any]:
     return found
 
 
-def weights_sum(path: Path) -> str:
-    """Return the sha256 of a path's weights. Raises ValueError if there are none."""
-    if _is_run(path):
-        checkpoint = find_checkpoint(path)
-        name = AVERAGED if checkpoint.has(AVERAGED) else "model"
-        return str(read_json(checkpoint.folder / MANIFEST)[f"{name}.safetensors"])
-    return checksums.sha256(*weight_files(path)).removeprefix("sha256 ")
-
-
-def _sum_of(model: nn.Module) -> str:
+def digest_of(model: nn.Module) -> str:
+    """Return the sha256 of a network's tensors and their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + checksums.bytes_of(tensor))
+        digest.update(name.encode() + bytes_of(tensor))
     return digest.hexdigest()
 
 
