@@ -19,6 +19,7 @@ from npas.config import (
 )
 from npas.config.optim import MuonConfig
 from npas.config.schema import settings
+from npas.config.typed import build
 from npas.tasks.imagenet import task as imagenet
 from npas.utils.checks import Ranged, intervals_of
 
@@ -136,6 +137,15 @@ def test_a_key_outside_its_interval_is_refused_by_name(node):
 def test_a_text_that_is_no_budget_is_refused_without_the_method(budget):
     with pytest.raises(ValueError, match=r"is not a budget.*, or dense$"):
         load_config({"budget": budget, "model": {"family": "toy"}, "task": {"family": "toy"}})
+
+
+def test_a_type_that_no_yaml_has_is_refused_in_one_line():
+    @dataclass
+    class Odd:
+        where: Path
+
+    with pytest.raises(ValueError, match=r"^where must be .*Path'>, got 'here'$"):
+        build(Odd, {"where": "here"})
 
 
 def test_values_come_out_in_the_types_of_the_schema():

@@ -8,7 +8,6 @@ npas-table squad epoch=selected     # of the epochs chosen on held-out data, not
 """
 
 import dataclasses
-import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -45,9 +44,8 @@ class Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run npas-table and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    bare = list(itertools.takewhile(lambda word: not re.search("^-|=", word), arguments))
-    if bare:  # several words are an unknown table's name, whose error lists the tables
-        arguments[: len(bare)] = [f"name={' '.join(bare)}"]
+    if arguments and not re.search("^-|=", arguments[0]):
+        arguments[0] = f"name={arguments[0]}"
     return entry.main(app.Command.of(NAME, "table", Table, run), arguments)
 
 

@@ -220,11 +220,8 @@ def _train(experiment: Experiment, folder: Path) -> Job:
 
 def _how_to_resume(config: Config) -> str:
     """Return which command resumes the run."""
-    if config.force:
-        return "the same command without force=true resumes the run"
-    if config.resume == "never":
-        return "the same command with resume=auto resumes the run"
-    return RESUMES
+    again = "with resume=auto " if config.resume == "never" else ""
+    return f"the same command {'without force=true ' if config.force else again}resumes the run"
 
 
 def _skipped(config: Config, folder: Path) -> Job | None:

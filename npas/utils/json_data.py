@@ -152,4 +152,4 @@ def _describe(kind: Any) -> str:
     if origin in (list, tuple):
         return "a list" if arguments[0] is Any else f"a list, each {_describe(arguments[0])}"
     names = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
-    return "a mapping" if origin is dict else {**names, types.NoneType: "null"}[kind]
+    return "a mapping" if origin is dict else {**names, types.NoneType: "null"}.get(kind, str(kind))
