@@ -56,6 +56,7 @@ class Batch(NamedTuple):
 
     def parts(self, count: int) -> list[Batch]:
         """Split the batch into `count` equal consecutive parts, which are views of it."""
+        assert self.size % count == 0, f"{self.size} samples in {count} parts"
         size = self.size // count
         cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
         return [self.each(operator.itemgetter(cut), size) for cut in cuts]

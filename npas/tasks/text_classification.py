@@ -7,6 +7,7 @@ integers; a run stores them as `task.class_names`.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 from collections import Counter
@@ -73,16 +74,18 @@ def settle(config: Config, data: DataConfig) -> Config:
     train = Path(data.root, config.train_file)
     if data.source != "real" or config.class_names or not train.is_file():
         return config
-    return replace(config, class_names=_labels(train, config))
+    version = train.stat().st_mtime_ns
+    return replace(config, class_names=list(_labels(train, config.text, config.label, version)))
 
 
-def _labels(path: Path, config: Config) -> list[str]:
+@functools.lru_cache(maxsize=8)  # for the jobs of a sweep
+def _labels(path: Path, text: str, label: str, version: int = 0) -> tuple[str, ...]:
     """Return a file's labels, sorted: as numbers if all are integers, else alphabetically."""
-    found = {label for _, label in read(path, config.text, config.label)}
+    found = {row[1] for row in read(path, text, label)}
     if len(found) < 2:
         raise ValueError(f"{path} has only the label {min(found)!r}: a task needs two classes")
     whole = all(name.removeprefix("-").isdecimal() for name in found)
-    return sorted(found, key=lambda name: (int(name), name) if whole else (0, name))
+    return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
 
 
 def read(path: Path, text: str, label: str) -> Iterator[tuple[str, str]]:
@@ -127,7 +130,7 @@ class Part:
 
 
 class Task(tokenization.TextTask, Classification):
-    """Classify texts; `settle` has named their classes if there is a training file."""
+    """Classify texts into the classes of a settled config."""
 
     samples = "training texts"
     eval_batch = 32
@@ -145,9 +148,8 @@ class Task(tokenization.TextTask, Classification):
             if self.has_validation:  # val_fraction of a few texts may be none
                 self.files["val"] = "val.csv"
             self.classes = self.classes or sorted(synthetic_text.SENTENCES)
-        elif not self.classes:
+        elif not self.classes:  # not settled, since the file is missing
             self.ensure()
-            self.classes = _labels(self.root / config.train_file, config)
         self.spec = InputSpec((self.length,), len(self.classes), outputs="text")
 
     def write(self) -> None:

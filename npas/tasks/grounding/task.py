@@ -27,9 +27,8 @@ from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring, over_ranks
 from npas.tasks.common.workers import iterate
 from npas.tasks.grounding import metrics, reading
-from npas.tasks.grounding.batch import Lot, Part
 from npas.tasks.grounding.reading import Box, Flat, Reading
-from npas.tasks.grounding.regions import Regions
+from npas.tasks.grounding.regions import Lot, Part, Regions
 from npas.tasks.scenes import dataset, writing
 from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty

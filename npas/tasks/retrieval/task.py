@@ -22,7 +22,7 @@ from npas.tasks import base
 from npas.tasks.base import Batch, Metrics, Shown
 from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring
-from npas.tasks.retrieval import losses, metrics, reader
+from npas.tasks.retrieval import metrics, reader
 from npas.tasks.retrieval.reader import PER_IMAGE
 from npas.tasks.scenes import dataset, writing
 from npas.tasks.scenes.dataset import Made
@@ -211,14 +211,14 @@ class Task(dataset.SceneTask):
         config, image_B = self.config, batch.targets["image"]
         match: Match = model(**batch.inputs)
         similarity_SB = match.similarity.float()
-        costs = losses.costs(similarity_SB, image_B, config.margin)
+        costs = metrics.costs(similarity_SB, image_B, config.margin)
         if config.loss == "hardest":
             weight = 1 - config.beta ** batch.targets["iteration"][0].float()
-            loss = losses.hardest(costs, weight)
+            loss = metrics.hardest(costs, weight)
         else:
             factors = config.image_factor, config.sentence_factor
-            loss = losses.top(costs, match, config.margin, config.negatives, *factors)
-        own_S = losses.owners(similarity_SB)
+            loss = metrics.top(costs, match, config.margin, config.negatives, *factors)
+        own_S = metrics.owners(similarity_SB)
         found_S = image_B[similarity_SB.detach().argmax(1)] == image_B[own_S]
         return loss, {"in_batch": 100 * found_S.sum() / config.captions}
 

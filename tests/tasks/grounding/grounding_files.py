@@ -15,11 +15,8 @@ CPU = torch.device("cpu")
 WIDTH, WORD_WIDTH = 6, 3
 HEIGHT_OF, WIDTH_OF = 60, 100  # of an image
 WORDS = ["a", "the", "man", "woman", "red", "hat", "dog", "two", "men", "left", "of", "blue", "car"]
-IDS = {
-    "train": [f"10{i}" for i in range(9)],
-    "val": [f"20{i}" for i in range(3)],
-    "test": [f"30{i}" for i in range(4)],
-}
+COUNTS = (("train", 10, 9), ("val", 20, 3), ("test", 30, 4))
+IDS = {split: [f"{first}{i}" for i in range(count)] for split, first, count in COUNTS}
 # As the annotators wrote it: several types, a chain twice, things unseen, the whole scene, two
 # boxes of one chain, and a chain that shares its box.
 CAPTIONS = [
@@ -41,9 +38,8 @@ WITHOUT = {"3": (1, 0), "6": (0, 1)}  # chains that are the scene, or nowhere
 BOXED = 7  # phrases of an image that have a box
 
 
-def annotation(name, boxes=BOXES, size=None):
+def annotation(boxes=BOXES):
     """Write an image's annotation; chains with the same box are names of one object."""
-    width, height = size or (WIDTH_OF, HEIGHT_OF)
     chains = {}
     for chain, own in boxes.items():
         for box in own:
@@ -55,14 +51,10 @@ def annotation(name, boxes=BOXES, size=None):
         named = "".join(f"<name>{chain}</name>" for chain in names)
         objects += f"<object>{named}<bndbox>{inner}</bndbox></object>\n"
     for chain, (scene, nowhere) in WITHOUT.items():
-        objects += (
-            f"<object><name>{chain}</name><scene>{scene}</scene>"
-            f"<nobndbox>{nowhere}</nobndbox></object>\n"
-        )
-    return (
-        f"<annotation>\n<filename>{name}.jpg</filename>\n<size><width>{width}</width>"
-        f"<height>{height}</height><depth>3</depth></size>\n{objects}</annotation>\n"
-    )
+        inner = f"<name>{chain}</name><scene>{scene}</scene><nobndbox>{nowhere}</nobndbox>"
+        objects += f"<object>{inner}</object>\n"
+    size = f"<width>{WIDTH_OF}</width><height>{HEIGHT_OF}</height><depth>3</depth>"
+    return f"<annotation>\n<size>{size}</size>\n{objects}</annotation>\n"
 
 
 def proposals(seed, count):
@@ -98,7 +90,7 @@ def write_flickr(root):
         (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
         for name in names:
             (folder / "Sentences" / f"{name}.txt").write_text("\n".join(CAPTIONS) + "\n")
-            (folder / "Annotations" / f"{name}.xml").write_text(annotation(name))
+            (folder / "Annotations" / f"{name}.xml").write_text(annotation())
         write_features(folder / f"{split}_features.h5", names)
     unrelated = "# format: <imageID> <sentence number>\n101 3\n999 1\n"
     (folder / "UNRELATED_CAPTIONS").write_text(unrelated)
@@ -167,7 +159,7 @@ def make(root, name="flickr30k", seed=0, **keys):
 
 
 class Network(nn.Module):
-    """Score by products of sums, and note how many phrases it was asked."""
+    """Score by products of sums."""
 
     def __init__(self, task):
         super().__init__()
@@ -176,11 +168,8 @@ class Network(nn.Module):
         self.words = nn.Linear(width["words"], 4)
         self.regions = nn.Linear(width["regions"] + 5, 4)
         self.dropout = nn.Dropout()
-        self.sizes = []
 
     def forward(self, words, lengths, regions, boxes):
-        self.sizes.append(len(words))
-        assert int(lengths.min()) >= 1
         words_BPE = self.words(words.sum(2) / lengths[..., None])
         regions_BRE = self.dropout(self.regions(torch.cat([regions, boxes], 2)))
         return words_BPE @ regions_BRE.transpose(1, 2)

@@ -244,7 +244,7 @@ def test_images_without_features_are_not_trained_on_and_their_phrases_are_wrong(
 
 def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_path):
     folder = write_flickr(tmp_path)
-    (folder / "Annotations" / "100.xml").write_text(annotation("100", {}))
+    (folder / "Annotations" / "100.xml").write_text(annotation({}))
     write_features(folder / "test_features.h5", IDS["test"], count=40)
     task = set_up(tmp_path, regions=7)
     assert len(task.parts["train"].flat.images) == 8 and "9 images" in task.inspect()["train"]
@@ -258,7 +258,7 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
     ):
         set_up(tmp_path).inspect()
     for name in IDS["val"]:
-        (folder / "Annotations" / f"{name}.xml").write_text(annotation(name, {}))
+        (folder / "Annotations" / f"{name}.xml").write_text(annotation({}))
     with pytest.raises(ValueError, match="no phrase of val has a box"):
         make(tmp_path).setup()
 

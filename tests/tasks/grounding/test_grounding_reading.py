@@ -79,7 +79,7 @@ def test_each_phrase_has_the_box_around_its_chain(entities):
 def boxed(**boxes):
     """Return what annotates image 302 anew, chain by chain."""
     own = {**BOXES, **{chain.removeprefix("c"): box for chain, box in boxes.items()}}
-    return put("Annotations/302.xml", annotation("302", {k: v for k, v in own.items() if v}))
+    return put("Annotations/302.xml", annotation({k: v for k, v in own.items() if v}))
 
 
 def told(line):
@@ -167,7 +167,7 @@ class Call:
         return print, ("called",)
 
 
-XML = annotation("302")
+XML = annotation()
 NO_XML = r"302\.xml cannot be read "
 NOT_REFER = r"refclef cannot be read \(.*\): unpack"
 DAMAGE = {

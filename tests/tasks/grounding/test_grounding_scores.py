@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from npas.tasks.grounding.metrics import (
-    NEG_IOU,
-    NEG_IOU_FALLBACK,
-    compare,
-    labels,
-    overlaps,
-)
+from npas.tasks.grounding.metrics import NEG_IOU, NEG_IOU_FALLBACK, compare, labels, overlaps
 
 KEY = 1234
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from npas.models._match import Match
-from npas.tasks.retrieval import losses
 from npas.tasks.retrieval import metrics as scores
 
 
@@ -88,8 +87,8 @@ CASES = [(1, [0, 1, 2, 3, 4]), (2, [0, 1, 2, 3, 4]), (1, [7, 3, 7, 9, 3]), (3, [
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_the_hardest_count_alone_in_the_end(each, image, weight):
     similarity, _ = batch(each, each=each)
-    costs = losses.costs(similarity, torch.tensor(image), 0.2)
-    found = losses.hardest(costs, torch.tensor(weight))
+    costs = scores.costs(similarity, torch.tensor(image), 0.2)
+    found = scores.hardest(costs, torch.tensor(weight))
     short = shortfalls(similarity, image, 0.2)
     total = sum(sum(a) + sum(b) for a, b in short)
     hard = sum(max(a) + max(b) for a, b in short)
@@ -99,7 +98,7 @@ def test_the_hardest_count_alone_in_the_end(each, image, weight):
 def top(similarity, match, image, **changes):
     keys = {"negatives": 3, "image_factor": 1.5, "sentence_factor": 0.1, **changes}
     return float(
-        losses.top(losses.costs(similarity, torch.tensor(image), 0.05), match, 0.05, **keys)
+        scores.top(scores.costs(similarity, torch.tensor(image), 0.05), match, 0.05, **keys)
     )
 
 
@@ -135,15 +134,15 @@ def test_the_worst_few_count_as_two_branch_networks_count_them(each, image):
 
 def test_what_has_nothing_to_be_compared_with_costs_nothing_and_pulls_at_nothing():
     alone, match = torch.zeros(2, 1, requires_grad=True), Match(torch.zeros(0), torch.eye(2))
-    costs = losses.costs(alone, torch.tensor([5]), 0.2)
-    for loss in (losses.hardest(costs, torch.tensor(1.0)), losses.top(costs, match, 1, 9, 1, 1)):
+    costs = scores.costs(alone, torch.tensor([5]), 0.2)
+    for loss in (scores.hardest(costs, torch.tensor(1.0)), scores.top(costs, match, 1, 9, 1, 1)):
         loss.backward(retain_graph=True)
         assert loss == 0
     similarity, match = batch(0, images=2)
     similarity.requires_grad_()
     same = torch.tensor([3, 3])
-    costs = losses.costs(similarity, same, 0.2)
-    both = losses.hardest(costs, torch.tensor(0.5))
-    both = both + losses.top(costs, match, 0.2, 10, 1.5, 0.0)
+    costs = scores.costs(similarity, same, 0.2)
+    both = scores.hardest(costs, torch.tensor(0.5))
+    both = both + scores.top(costs, match, 0.2, 10, 1.5, 0.0)
     both.backward()
     assert both == 0 and similarity.grad is not None and not similarity.grad.any()

@@ -15,8 +15,8 @@ from npas.tasks.squad import task as squad
 LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
 
 
-def fresh(root, version="2.0", tokenizer="absent", **data):
-    config = squad.Config(version=version, tokenizer=str(tokenizer), **LENGTHS)
+def fresh(root, version="2.0", tokenizer="absent", keys=(), **data):
+    config = squad.Config(version=version, tokenizer=str(tokenizer), **LENGTHS, **dict(keys))
     settings = DataConfig(root=str(root), **{"download": False, "val_fraction": None, **data})
     return squad.Task(config, settings, seed=0, device=torch.device("cpu"))
 
@@ -49,8 +49,6 @@ def test_a_set_is_read_whole_and_held_out_by_articles(version, make):
     assert task.name == f"squad{version}" and not task.has_validation
     counts = {name: len(part.questions) for name, part in task.parts.items()}
     assert counts == {"train": 40, "test": 20}
-    windows = [part.features.question_N for part in task.parts.values()]
-    assert all(len(w) > len(set(w.tolist())) for w in windows)  # several of some
     found = [bool(question.answers) for question in task.parts["train"].questions]
     assert all(found) == (version == "1.1")
     task = make(version, val_fraction=0.1)
@@ -95,9 +93,7 @@ def test_an_oracle_scores_a_hundred(version, make):
             return type("Out", (), found)
 
     found = task.evaluate(Oracle(), "test")
-    assert found["f1"] == found["em"] == 100
-    names = {"best_f1", "best_em", "threshold", "has_answer_f1", "no_answer_f1"}
-    assert set(found) - {"f1", "em"} == (names if version == "2.0" else set())
+    assert found["f1"] == found["em"] == 100 and len(found) == (7 if version == "2.0" else 2)
 
 
 @pytest.mark.parametrize("version", ["1.1", "2.0"])
@@ -162,9 +158,7 @@ def test_a_missing_set_is_downloaded_and_verified(published, tmp_path):
 def own_files(root, **keys):
     """Return a task on files of one's own under `root`, which have the words of its world."""
     files = {"train_files": ["dev.json", "more.json"], "test_file": "part.json"}
-    config = squad.Config(tokenizer=str(root / "tokenizer"), **{**LENGTHS, **files, **keys})
-    settings = DataConfig(root=str(root), download=False, val_fraction=None)
-    return squad.Task(config, settings, seed=0, device=torch.device("cpu"))
+    return fresh(root, "1.1", root / "tokenizer", {**files, **keys})
 
 
 def test_no_paragraph_of_the_test_file_is_trained_on(tmp_path):
@@ -194,11 +188,9 @@ def test_no_paragraph_of_the_test_file_is_trained_on(tmp_path):
     lines = task.inspect()
     assert lines["train"].endswith("2 paragraphs of the test set are skipped")
     assert lines["part.json"].startswith("sha256 ")
-    few = [own_files(tmp_path, train_questions=9) for _ in range(2)]
-    for other in few:
-        other.setup()
-    first, second = ([q.id for q in other.parts["train"].questions] for other in few)
-    assert first == second and len(first) == 9
+    few = own_files(tmp_path, train_questions=9)
+    few.setup()
+    assert len(few.parts["train"].questions) == 9
     with pytest.raises(ValueError, match=r"put nowhere\.json there"):
         own_files(tmp_path, test_file="nowhere.json").setup()
     (tmp_path / "dev.json").write_bytes((tmp_path / "part.json").read_bytes())

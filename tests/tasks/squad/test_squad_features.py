@@ -90,12 +90,8 @@ def test_windows_map_back_to_the_paragraph(tokenizer, words, first, many, length
 
 def test_the_start_and_end_of_an_answer_inside_a_word(tokenizer):
     context = "Built (1895-1943) in Zürich."
-    features = reader.cut(
-        [ask(context, "1895"), ask(context, "Zürich"), ask(context, None)],
-        tokenizer,
-        Lengths(40, 10, 8),
-        training=True,
-    )
+    asked, lengths = [ask(context, text) for text in ("1895", "Zürich", None)], Lengths(40, 10, 8)
+    features = reader.cut(asked, tokenizer, lengths, training=True)
     texts = [
         tokenizer.inner.decode(row[start : end + 1])
         for row, start, end in zip(features.ids_NL, features.start_N, features.end_N, strict=True)
@@ -103,8 +99,7 @@ def test_the_start_and_end_of_an_answer_inside_a_word(tokenizer):
     assert texts == ["1895", "zurich", "[CLS]"]
     assert features.left_out == 0 and not features.spans_NL2.size  # which training needs not
     lost = Question("q", 0, context, "Where?", ("Rome",), None)
-    pair, lengths = [lost, ask(context, "1895")], Lengths(40, 10, 8)
-    features = reader.cut(pair, tokenizer, lengths, training=True)
+    features = reader.cut([lost, asked[0]], tokenizer, lengths, training=True)
     assert features.left_out == 1 and features.question_N.tolist() == [1]
     assert len(reader.cut([lost], tokenizer, lengths, training=False)) == 1
     with pytest.raises(ValueError, match="none of the questions"):
