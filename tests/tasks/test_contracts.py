@@ -8,12 +8,11 @@ from functools import cache
 
 import pytest
 import torch
+from helpers import by_ranks
+from helpers import make as new
 from PIL import Image
-from simulated_ranks import by_ranks
 from torch import nn
 
-from npas import tasks
-from npas.config import DataConfig
 from npas.config.schema import SyntheticConfig
 from npas.models import build
 from npas.models import family as model_family
@@ -54,11 +53,8 @@ def make(name, seed=0, train=9, test=5):
     family, keys, *_ = {**CASES, **MORE}[name]
     val = None if family in (*OWN_PARTS, "images") else 0.5
     few = SyntheticConfig(train=train, test=test)
-    data = DataConfig(source="synthetic", synthetic=few, val_fraction=val, download=False)
-    module = tasks.family(family)
-    task = module.Task(module.Config(**keys), data, seed=seed, device=torch.device("cpu"))
-    task.setup()
-    return task
+    data = {"source": "synthetic", "synthetic": few, "val_fraction": val}
+    return new(family, seed=seed, data=data, **keys)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -247,6 +243,5 @@ def test_a_network_of_too_few_words_is_refused(name):
 
 @pytest.mark.parametrize("family", OWN_PARTS)
 def test_tasks_with_a_part_of_their_own_hold_none_out(family):
-    module, data = tasks.family(family), DataConfig(val_fraction=0.1)
     with pytest.raises(ValueError, match=r"data\.val_fraction does not apply to .*null"):
-        module.Task(module.Config(), data, seed=0, device=torch.device("cpu"))
+        new(family, data={"val_fraction": 0.1})

@@ -4,17 +4,10 @@ import hashlib
 
 import pytest
 import torch
+from helpers import make
 
-from npas.config import DataConfig
 from npas.tasks import digits
 from npas.tasks.classification import hold_out
-
-
-def make(split=None, seed=0):
-    data = DataConfig(root="nowhere", val_fraction=split, download=False)
-    task = digits.Task(digits.Config(), data, seed=seed, device=torch.device("cpu"))
-    task.setup()
-    return task
 
 
 def test_the_test_set_is_a_fifth_and_never_another():
@@ -32,7 +25,10 @@ def test_the_test_set_is_a_fifth_and_never_another():
 
 
 def test_parts_add_up_are_stratified_and_of_any_seed():
-    task, other = make(0.1), make(0.1, seed=1)
+    task, other = (
+        make("digits", data={"val_fraction": 0.1}),
+        make("digits", seed=1, data={"val_fraction": 0.1}),
+    )
     sizes = {name: len(part.labels) for name, part in task.parts.items()}
     assert sizes == {"train": 1295, "val": 143, "test": 359}
     for name, part in task.parts.items():
@@ -42,7 +38,7 @@ def test_parts_add_up_are_stratified_and_of_any_seed():
 
 
 def test_without_a_validation_part_all_the_rest_is_trained_on():
-    task = make()
+    task = make("digits")
     assert not task.has_validation and len(task.parts["train"].labels) == 1438
     batch = next(task.train_batches(0, 1438))
     assert batch.inputs.shape == (1438, 1, 8, 8) and batch.inputs.dtype == torch.float32
@@ -53,4 +49,4 @@ def test_without_a_validation_part_all_the_rest_is_trained_on():
 def test_a_fraction_that_leaves_a_part_empty_is_refused(fraction):
     said = rf"^data\.val_fraction={fraction} holds out .* choose one"
     with pytest.raises(ValueError, match=said):
-        make(fraction)
+        make("digits", data={"val_fraction": fraction})

@@ -2,6 +2,7 @@
 
 import shutil
 
+import helpers
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +10,6 @@ from PIL import Image
 from npas.config import DataConfig
 from npas.tasks import images
 
-CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "eel")
 
 
@@ -27,9 +27,8 @@ def root(tmp_path):
 
 
 def make(root, fraction=0.0, **keys):
-    config = images.Config(**{"folder": "pets", "size": 8, "resize": 10} | keys)
-    data = DataConfig(root=str(root), val_fraction=fraction)
-    return images.Task(config, data, seed=0, device=CPU)
+    keys = {"folder": "pets", "size": 8, "resize": 10} | keys
+    return helpers.make("images", root, data={"val_fraction": fraction}, ready=False, **keys)
 
 
 @pytest.mark.parametrize(

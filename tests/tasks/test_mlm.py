@@ -2,18 +2,17 @@
 
 import hashlib
 
+import helpers
 import pytest
 import torch
 from torch.nn import functional as F
 
 from npas import sharing, tasks
-from npas.config import DataConfig
 from npas.models import bert, build
 from npas.reporting.compose import compose
 from npas.tasks import mlm
 from npas.tasks.common import synthetic_text, tokenization
 
-CPU = torch.device("cpu")
 LENGTH = 24
 
 
@@ -28,12 +27,8 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make(root):
     def made(seed=0, **keys):
-        settings = {"max_length": LENGTH, "held_out": 0.2, **keys}
-        config = mlm.Config(tokenizer=str(root / "tokenizer"), **settings)
-        data = DataConfig(root=str(root), val_fraction=None, download=False)
-        task = mlm.Task(config, data, seed=seed, device=CPU)
-        task.setup()
-        return task
+        keys = {"max_length": LENGTH, "held_out": 0.2, "tokenizer": str(root / "tokenizer"), **keys}
+        return helpers.make("mlm", root, seed, **keys)
 
     return made
 
@@ -170,11 +165,10 @@ def test_the_loss_is_that_of_words_and_of_orders(arch, make):
 
 def test_too_little_text_is_refused(root, tmp_path):
     (tmp_path / "text").mkdir()
-    config = mlm.Config(tokenizer=str(root / "tokenizer"))
     for text in (" \n", "born in oslo\n"):
         (tmp_path / "text" / "one.txt").write_text(text)
         with pytest.raises(ValueError, match="leaves no text for the train part"):
-            mlm.Task(config, DataConfig(root=str(tmp_path)), seed=0, device=CPU).setup()
+            helpers.make("mlm", tmp_path, tokenizer=str(root / "tokenizer"))
 
 
 # --- pre-training and fine-tuning networks share alike, so that banks can be taken over

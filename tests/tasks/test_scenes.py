@@ -179,7 +179,7 @@ def forever(root, begun):
         begun.set()
         time.sleep(60)
 
-    ensure(root, write_one)
+    ensure(root, write)
 
 
 def test_what_a_killed_process_leaves_is_taken_for_no_set(tmp_path, fork):

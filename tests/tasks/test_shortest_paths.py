@@ -2,12 +2,12 @@
 
 import hashlib
 
+import helpers
 import networkx as nx
 import pytest
 import torch
 from torch import nn
 
-from npas.config import DataConfig
 from npas.tasks import shortest_paths
 
 # --- mazes
@@ -92,16 +92,12 @@ def test_what_never_turns_up_is_refused_with_the_remedy(monkeypatch):
 # --- the task
 
 
-DATA = DataConfig(root="nowhere", val_fraction=None, download=False)
 TINY = {"size": 7, "phases": [2, 4, 6], "phase_epochs": 2}
 TINY |= {"epoch_samples": 50, "val_samples": 20, "test_samples": 30}
 
 
 def make(seed=0, **changes):
-    config = shortest_paths.Config(**TINY | changes)
-    task = shortest_paths.Task(config, DATA, seed=seed, device=torch.device("cpu"))
-    task.setup()
-    return task
+    return helpers.make("shortest_paths", seed=seed, **TINY | changes)
 
 
 def lengths(inputs):

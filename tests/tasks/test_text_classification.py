@@ -2,17 +2,15 @@
 
 import json
 
+import helpers
 import pytest
 import torch
 
 from npas.cli import evaluate, export, train
-from npas.config import DataConfig
 from npas.models import InputSpec, bert, build, transformers
 from npas.reporting import results
-from npas.tasks import text_classification
 from npas.tasks.common import synthetic_text
 
-CPU = torch.device("cpu")
 ROWS = [("Alan played the flute.", "play"), ("Eva moved to Rome, in 1900.", "move"), ("", "play")]
 SMALL = {"layers": 1, "hidden": 16, "heads": 2, "intermediate": 16, "positions": 64}
 
@@ -38,10 +36,8 @@ def root(tmp_path):
 
 def make(root, fraction=None, **keys):
     given = {"train_file": "lives/train.csv", "test_file": "lives/test.csv", "max_length": 8}
-    config = text_classification.Config(**given | {"tokenizer": str(root / "tokenizer")} | keys)
-    data = DataConfig(root=str(root), val_fraction=fraction)
-    config = text_classification.settle(config, data)
-    return text_classification.Task(config, data, seed=0, device=CPU)
+    keys, data = given | {"tokenizer": str(root / "tokenizer")} | keys, {"val_fraction": fraction}
+    return helpers.make("text_classification", root, data=data, ready=False, **keys)
 
 
 def refused(act, line):

@@ -49,14 +49,10 @@ Caption = tuple[str | Phrase, ...]
 
 @dataclass(frozen=True)
 class Story:
-    """A scene's captions, and the indices of the things that each chain refers to.
-
-    Chains without things refer to the whole scene if they are in `scenes`, else to absent things.
-    """
+    """A scene's captions, and what each chain refers to: things, "scene", or absent ones."""
 
     captions: tuple[Caption, ...]
-    chains: dict[int, tuple[int, ...]]
-    scenes: frozenset[int]
+    chains: dict[int, tuple[int, ...] | str]
 
 
 def marked(caption: Caption) -> str:
@@ -79,11 +75,7 @@ def tell(scene: Scene, difficulty: Difficulty) -> Story:
     """Return five captions of a scene."""
     captioner = _Captioner(scene, difficulty)
     captions = tuple(captioner.caption() for _ in range(CAPTIONS))
-    meant = {
-        chain: meaning if isinstance(meaning, tuple) else ()
-        for meaning, chain in captioner.chains.items()
-    }
-    return Story(captions, meant, frozenset({captioner.chains.get("scene", 0)} - {0}))
+    return Story(captions, {chain: meant for meant, chain in captioner.chains.items()})
 
 
 class _Captioner:

@@ -106,16 +106,16 @@ def annotation(scene: Scene, story: Story) -> str:
     ElementTree.SubElement(root, "filename").text = f"{scene.number}.jpg"
     child(root, "size", width=scene.width, height=scene.height, depth=3)
     for number, thing in enumerate(scene.things):
-        chains = [chain for chain, meant in story.chains.items() if number in meant]
-        if chains:
+        of_things = {c: meant for c, meant in story.chains.items() if isinstance(meant, tuple)}
+        if chains := [chain for chain, meant in of_things.items() if number in meant]:
             found = child(root, "object")
             for chain in chains:
                 ElementTree.SubElement(found, "name").text = str(chain)
             edges = zip(("xmin", "ymin", "xmax", "ymax"), thing.box, strict=True)
             child(found, "bndbox", **{key: pixel + 1 for key, pixel in edges})
     for chain, meant in story.chains.items():
-        if not meant:
-            whole = int(chain in story.scenes)
+        if isinstance(meant, str):
+            whole = int(meant == "scene")
             child(root, "object", name=chain, scene=whole, nobndbox=1 - whole)
     ElementTree.indent(root, "\t")
     return ElementTree.tostring(root, encoding="unicode") + "\n"

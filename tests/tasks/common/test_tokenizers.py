@@ -4,6 +4,7 @@ import json
 
 import pytest
 import sentencepiece
+from helpers import one_line
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
@@ -65,9 +66,8 @@ def test_a_tokenizer_that_cannot_be_read_is_one_line(tmp_path):
     settings |= {f"{kind}_token": f"[{kind.upper()}]" for kind in tokenization.SPECIAL}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = tokenization.load_tokenizer(str(folder))
-    with pytest.raises(ValueError, match=r"task\.tokenizer=.* cannot tokenize a text") as error:
+    with one_line(r"task\.tokenizer=.* cannot tokenize a text"):
         tokenizer.encode(["what is unknown"])
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read") as error:
+    with pytest.raises(ValueError, match="cannot be read"):
         tokenization.load_tokenizer(str(folder))
-    assert "\n" not in str(error.value)

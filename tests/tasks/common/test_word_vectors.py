@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import one_line
 from transformers import BertConfig, BertModel
 
 from npas.tasks.common import synthetic_text, tokenization, word_vectors
@@ -86,9 +87,8 @@ def test_a_file_that_is_no_vectors_is_refused(tmp_path, text, said):
     path = tmp_path / "vectors.txt"
     if text is not None:
         path.write_bytes(text.encode("latin1"))
-    with pytest.raises(ValueError, match=f"cannot be read {said}") as caught:
+    with one_line(f"cannot be read {said}"):
         word_vectors.look_up(["a red one up"], path, 2, 10)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 @pytest.fixture

@@ -4,14 +4,11 @@ import json
 import pickle
 
 import h5py
+import helpers
 import numpy as np
 import torch
 from torch import nn
 
-from npas.config import DataConfig
-from npas.tasks.grounding import task as grounding
-
-CPU = torch.device("cpu")
 WIDTH, WORD_WIDTH = 6, 3
 HEIGHT_OF, WIDTH_OF = 60, 100  # of an image
 WORDS = ["a", "the", "man", "woman", "red", "hat", "dog", "two", "men", "left", "of", "blue", "car"]
@@ -153,9 +150,8 @@ def make(root, name="flickr30k", seed=0, **keys):
     sizes = {"region_width": WIDTH, "word_width": WORD_WIDTH, "regions": 13, "phrases": 5}
     data = {k: keys.pop(k) for k in ("source", "synthetic", "val_fraction", "workers") if k in keys}
     verify = keys.pop("verify", "warn")  # nothing here has as many images as was published
-    config = grounding.Config(**{"set": name, **sizes, **keys})
-    given = DataConfig(root=str(root), download=False, verify=verify, **data)
-    return grounding.Task(config, given, seed=seed, device=CPU)
+    data, keys = {"verify": verify, **data}, {"set": name, **sizes, **keys}
+    return helpers.make("grounding", root, seed, data, ready=False, **keys)
 
 
 class Network(nn.Module):

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from grounding_files import HEIGHT_OF, IDS, WIDTH, WIDTH_OF, proposals, write_features
+from helpers import one_line
 
 from npas.tasks.grounding.reading import Image
 from npas.tasks.grounding.regions import Regions
@@ -131,7 +132,6 @@ DAMAGE = {
 def test_a_damaged_file_is_one_clear_line(what, path):
     spoil, said = DAMAGE[what]
     spoil(path)
-    with pytest.raises(ValueError, match=said) as error:
+    with one_line(said):
         regions = Regions(path, IMAGES, WIDTH)
         regions.read(3, 20)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)

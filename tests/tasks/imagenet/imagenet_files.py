@@ -2,14 +2,10 @@
 
 import io
 
+import helpers
 import numpy as np
-import torch
 from PIL import Image
 
-from npas.config import DataConfig
-from npas.tasks.imagenet import task as imagenet
-
-CPU = torch.device("cpu")
 WNIDS = ("n01440764", "n01443537", "n02510455")
 
 
@@ -42,7 +38,4 @@ def write_tree(root, train=6, val=3, wnids=WNIDS):
 def make(root, seed=0, workers=0, verify="refuse", **keys):
     """Make the task for a tree of `write_tree`, with crops of 16 pixels unless keys say others."""
     keys = {"classes": len(WNIDS), "size": 16, "resize": 20} | keys
-    data = DataConfig(root=str(root), val_fraction=None, workers=workers, verify=verify)
-    task = imagenet.Task(imagenet.Config(**keys), data, seed=seed, device=CPU)
-    task.setup()
-    return task
+    return helpers.make("imagenet", root, seed, {"workers": workers, "verify": verify}, **keys)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import one_line
 from imagenet_files import WNIDS, make
 
 from npas.tasks import base
@@ -48,9 +49,8 @@ def fail(error):
 
 
 def refused(root, said, **keys):
-    with pytest.raises(ValueError, match=said) as error:
+    with one_line(said):
         make(root, form="shards", **keys)
-    assert "\n" not in str(error.value)
 
 
 def test_shards_are_read_equal_to_the_folder(packed):

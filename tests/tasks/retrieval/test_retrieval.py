@@ -1,19 +1,18 @@
 """SCAN's images and sentences: batches, losses and recalls."""
 
+import helpers
 import numpy as np
 import pytest
 import torch
 from retrieval_files import NAMES, REGIONS, WIDTH, WORD, captions, features, write, write_vocabulary
 from test_retrieval_scores import sorted_recalls
 
-from npas.config import DataConfig
 from npas.models import build, family
 from npas.tasks.retrieval import reader as words
 from npas.tasks.retrieval import task as retrieval
 from npas.tasks.scenes.dataset import Made
 from npas.tasks.scenes.world import Difficulty
 
-CPU = torch.device("cpu")
 SIZES = {"regions": REGIONS, "region_width": WIDTH, "word_width": WORD, "max_words": 6}
 
 
@@ -26,11 +25,8 @@ def root(tmp_path_factory):
 
 
 def make(root, data=(), seed=0, **keys):
-    config = retrieval.Config(**{**SIZES, **keys})
-    given = DataConfig(**{"root": str(root), "download": False, "verify": "warn", **dict(data)})
-    task = retrieval.Task(config, given, seed=seed, device=CPU)
-    task.setup()
-    return task
+    data = {"verify": "warn", **dict(data)}
+    return helpers.make("retrieval", root, seed, data, **{**SIZES, **keys})
 
 
 def network(task, name="adapt", **keys):

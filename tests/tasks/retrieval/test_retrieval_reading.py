@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import one_line
 from retrieval_files import COUNTS, REGIONS, WIDTH, captions, features, write
 
 from npas.tasks.retrieval import reader as reading
@@ -81,9 +82,8 @@ LINES = "\n".join(captions("dev"))
 def test_a_bad_file_is_named_with_what_to_do(tmp_path, spoil, said):
     folder = write(tmp_path)
     spoil(folder)
-    with pytest.raises(ValueError, match=said) as caught:
+    with one_line(said):
         reading.read(folder, "dev", REGIONS, WIDTH)
-    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
     assert len(reading.read(folder, "test", REGIONS, WIDTH)) == COUNTS["test"]
 
 
@@ -146,6 +146,5 @@ def changed(change):
 def test_a_bad_vocabulary_is_named(tmp_path, text, said):
     path = tmp_path / "x_vocab.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=said) as caught:
+    with one_line(said):
         words.read_vocabulary(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

@@ -3,10 +3,10 @@
 import json
 from hashlib import sha256
 
+import helpers
 import pytest
 import torch
 
-from npas.config import DataConfig
 from npas.models import bert, build
 from npas.tasks.common import synthetic_text
 from npas.tasks.squad import answers as metrics
@@ -16,9 +16,8 @@ LENGTHS = {"max_length": 48, "stride": 16, "max_query": 12}
 
 
 def fresh(root, version="2.0", tokenizer="absent", keys=(), **data):
-    config = squad.Config(version=version, tokenizer=str(tokenizer), **LENGTHS, **dict(keys))
-    settings = DataConfig(root=str(root), **{"download": False, "val_fraction": None, **data})
-    return squad.Task(config, settings, seed=0, device=torch.device("cpu"))
+    keys = {"version": version, "tokenizer": str(tokenizer), **LENGTHS, **dict(keys)}
+    return helpers.make("squad", root, data=data, ready=False, **keys)
 
 
 @pytest.fixture(scope="module")
