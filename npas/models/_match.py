@@ -20,7 +20,7 @@ class Match(NamedTuple):
 
 
 class Matcher(nn.Module):
-    """Matches all sentences of a batch with all images; subclasses implement the three steps.
+    """Matches all sentences of a batch with all images; subclasses give the last three methods.
 
     Inputs: word vectors, BxPxTxV, zeros after the lengths, BxP; word ids, BxPxT; regions, BxRxD.
     """

@@ -66,8 +66,8 @@ class Adapt(Matcher):
         if self.embedding is not None:
             nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
-    def forward(self, *given: Tensor, **named: Tensor) -> Match:
-        similarity_SB, sentences_SH = super().forward(*given, **named)
+    def forward(self, words: Tensor, lengths: Tensor, regions: Tensor, ids: Tensor) -> Match:
+        similarity_SB, sentences_SH = super().forward(words, lengths, regions, ids)
         return Match(similarity_SB, F.normalize(sentences_SH.float(), dim=1))
 
     def encode_images(self, regions_BRD: Tensor) -> Tensor:

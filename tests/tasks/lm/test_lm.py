@@ -26,7 +26,7 @@ def write_shard(path, tokens):
     path.write_bytes(header.tobytes() + tokens.tobytes())
 
 
-def made(root, dataset, seed=0, **config):
+def made(root, dataset, data=(), **config):
     """Write a small source of each kind; its tokens are below 32, those of text 256 bytes."""
     folder = root / "own"
     folder.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def made(root, dataset, seed=0, **config):
     (folder / "a.txt").write_bytes(bytes(text(750).astype("u1") + 65))
     size = 256 if dataset == "text" else 32
     keys = {"dataset": dataset, "length": 8, "steps": 5, "vocab_size": size, "folder": "own"}
-    return helpers.make("lm", root, seed, **(keys | config))
+    return helpers.make("lm", root, data=data, **(keys | config))
 
 
 class Bigram(nn.Module):
@@ -110,8 +110,7 @@ def test_every_token_of_the_test_part_is_scored_once(dataset, scored, tmp_path, 
 
 
 def test_part_of_the_training_text_is_held_out(tmp_path):
-    config = vars(made(tmp_path, "bins").config)
-    task = helpers.make("lm", tmp_path, data={"val_fraction": 0.2}, **config)
+    task = made(tmp_path, "bins", {"val_fraction": 0.2})
     assert [len(task.parts[part]) for part in ("train", "val", "test")] == [400, 100, 75]
     assert task.parts["val"].take(0, 100).tolist() == text(500)[400:].tolist()
 
