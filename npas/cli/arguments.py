@@ -116,8 +116,15 @@ def _passed_on(override: Any, single: str, folders: Sequence[Path], known: Colle
             raise ValueError(f"{line}: the step of a range must not be 0")
     root = f"{key.partition('.')[0]}.family"
     is_known = key in known or root in known or any(name.startswith(f"{key}.") for name in known)
-    ours: Sequence[Any] = import_module("npas.configs").__path__ if is_known else []
-    is_group = any(Path(folder, key).is_dir() for folder in (*ours, *folders))
+    configs = import_module("npas.configs").__path__
+    ours = is_known and any(Path(folder, key).is_dir() for folder in configs)
+    is_group = ours or any((folder / key).is_dir() for folder in folders)
+    if ours and not override.is_delete():
+        right = f"{'+' * (key == 'exp')}{line.lstrip('+')}"
+        if not override.is_sweep_override() and not isinstance(override.value(), (str, list)):
+            raise ValueError(f"{line!r} names no file: write {right.partition('=')[0]}=NAME")
+        if line != right:
+            raise ValueError(f"{line}: write {right}")
     if key.startswith("hydra") or is_group:
         return line
     if not is_known:

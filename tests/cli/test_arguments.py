@@ -19,8 +19,9 @@ WRONG = [
     ("npas-train budget", "'budget' sets nothing: write key=value"),
     ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
     ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, special characters as"),
-    ("npas-train model=null", "Config group override must be a string or a list"),
-    ("npas-train exp=digits", "use +exp=digits"),
+    ("npas-train model=null", "'model=null' names no file: write model=NAME"),
+    ("npas-train exp=digits", "exp=digits: write +exp=digits"),
+    ("npas-train ++exp=digits", "++exp=digits: write +exp=digits"),
     (
         "npas-train exp=digits +exp=digits_swrn",
         "exp=digits and +exp=digits_swrn name several experiments: keep one, as +exp=NAME",
