@@ -38,6 +38,8 @@ from npas.utils.json_data import read_json
 
 log = logging.getLogger(__name__)
 
+# Names of norms' tensors in BERT's first checkpoints, which are still in use.
+OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 NAMED = 3  # most fresh tensors that a message names
 # transformers splits large networks: the index maps each tensor to one of several files.
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
@@ -224,11 +226,16 @@ def align(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
 
     A network saved without its head has `encoder.x` where the full one has `bert.encoder.x`.
     """
-    found = [dict(state)]
-    found += [{p + n: tensor for n, tensor in state.items()} for p in sorted(_prefixes(wanted))]
-    for prefix in sorted(_prefixes(state)):
-        cut = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        found.append({n: t for n, t in state.items() if not n.startswith(prefix)} | cut)
+    plain = {}
+    for name, tensor in state.items():
+        stem, _, leaf = name.rpartition(".")
+        renamed = f"{stem}.{OLD_NAMES.get(leaf, leaf)}"
+        plain[name if name in wanted or leaf == name or renamed in state else renamed] = tensor
+    found = [plain]
+    found += [{p + n: tensor for n, tensor in plain.items()} for p in sorted(_prefixes(wanted))]
+    for prefix in sorted(_prefixes(plain)):
+        cut = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
+        found.append({n: t for n, t in plain.items() if not n.startswith(prefix)} | cut)
     return max(found, key=lambda names: len(wanted & names.keys()))
 
 

@@ -95,14 +95,18 @@ def shards(folder, state):
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_a_folder_of_weights(fresh, tmp_path, begin, split):
+def test_a_folder_of_weights_and_old_names_of_norms(fresh, tmp_path, begin, split):
+    old = {
+        name.replace("norm.weight", "norm.gamma").replace("norm.bias", "norm.beta"): t + 1
+        for name, t in fresh.items()
+    }
     folder = tmp_path / "folder"
     if split:
-        shards(folder, fresh)
+        shards(folder, old)
     else:
-        write(folder / "model.safetensors", fresh)
+        write(folder / "model.safetensors", old)
     ours, said = begin(folder, budget="dense")
-    assert equal(fresh, ours.model.state_dict())
+    assert equal({name: tensor + 1 for name, tensor in fresh.items()}, ours.model.state_dict())
     assert "left fresh" not in said and ours.init is not None
     assert ours.init["weights"] == initial.digest_of(ours.model)
 
