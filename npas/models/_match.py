@@ -4,7 +4,7 @@ Dimensions: B images of R regions with D features, S = B x P sentences of T word
 numbers of an embedding.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,17 @@ class Matcher(nn.Module):
         sentences_SE = self.encode_sentences(*flat)
         return Match(self.match(images, sentences_SE), sentences_SE)
 
-    def encode_images(self, regions_BRD: Tensor) -> Any:
+    def encode_images(self, regions_BRD: Tensor) -> Tensor:
         """Return the encoded images, B x ..."""
+        raise AssertionError("implemented by subclasses")
 
-    def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Any:
+    def encode_sentences(self, words_STV: Tensor, lengths_S: Tensor, ids_ST: Tensor) -> Tensor:
         """Return the embeddings of sentences, SxE."""
+        raise AssertionError("implemented by subclasses")
 
-    def match(self, images_B: Tensor, sentences_SE: Tensor) -> Any:
+    def match(self, images_B: Tensor, sentences_SE: Tensor) -> Tensor:
         """Return the similarity of each sentence and image, SxB."""
+        raise AssertionError("implemented by subclasses")
 
 
 def distance(first_SE: Tensor, second_BE: Tensor) -> Tensor:
