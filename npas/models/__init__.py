@@ -96,10 +96,11 @@ def family(name: str) -> Any:
 
 
 def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build the network of a family's config for a task; raises ValueError if that is impossible.
+    """Build the network of a family's config for a task.
 
     A family's module lists its outputs, if not "class", as OUTPUTS = ("cell",). With
-    `architecture`, from `architecture_of`, no files of a pretrained network are needed.
+    `architecture`, from `architecture_of` for a network of this config, the network is built
+    without the files that it was loaded from. Raises ValueError if the family cannot build it.
     """
     module = family(config.family)
     supported: tuple[str, ...] = getattr(module, "OUTPUTS", ("class",))
@@ -115,13 +116,20 @@ def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None =
 
 
 def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
-    """Return a network's architecture, as data for JSON, if its config does not determine it."""
+    """Return a network's architecture, as data for JSON, if its config does not determine it.
+
+    Calls the family's `architecture(network)`; families without it return None.
+    """
     describe: Any = getattr(family(config.family), "architecture", lambda network: None)
     return describe(network)
 
 
 def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
-    """Return the convs whose filters can be pruned, and the layers that read each."""
+    """Return the convs whose filters can be pruned, and the layers that read each.
+
+    Convs whose output is added to another are not included. Raises ValueError for a family without
+    `filters`.
+    """
     list_filters = getattr(family(config.family), "filters", None)
     if list_filters is None:
         raise ValueError(f"model.family={config.family} has no filters that can be pruned")
@@ -130,7 +138,11 @@ def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
 
 
 def find_family(package: str, kind: str, name: str, helpers: Collection[str] = ()) -> Any:
-    """Import a family of a package, or of a plugin, by name; `helpers` are not families."""
+    """Import a family of a package, or of a plugin, by name; `helpers` are not families.
+
+    Only listed modules are imported, so that a config cannot name any other. Raises ValueError,
+    with similar names, for other names.
+    """
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     own = {module.name for module in found if not module.name.startswith("_")} - set(helpers)
     if name in own:

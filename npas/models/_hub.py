@@ -17,9 +17,10 @@ def find_folder(
 ) -> Path:
     """Return a folder with `files` of `name`: a folder on disk, or a snapshot in the hub's cache.
 
-    "name@revision" is a commit, tag or branch; the default is the newest. `files` may be patterns;
-    at least one of `needed` must exist. Cached files are used without network access; without
-    `download`, only they are. Raises ValueError, with the config's `key`, if there are none.
+    "name@revision" is a commit, tag or branch; the default is the newest. `COMMITS` records the
+    commit. `files` may be patterns; the folder must have at least one of `needed`. Cached files are
+    used without network access; without `download`, only they are. Raises ValueError, with the
+    config's `key`, if the files cannot be found or downloaded.
     """
 
     def has_any(folder: Path) -> bool:
@@ -96,7 +97,8 @@ def load(
 ) -> Any:
     """Load a network of class `kind` of transformers, in train mode, float32.
 
-    Raises ValueError if the files cannot be read, or lack parameters that they may not lack.
+    Parameters that the files may lack, by network and name, are initialized anew. Raises ValueError
+    if the files lack others or cannot be read.
     """
     import torch
 

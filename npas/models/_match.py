@@ -13,7 +13,10 @@ EPSILON = 1e-4  # added to squared distances, since the root's slope is infinite
 
 
 class Match(NamedTuple):
-    """The similarity of all sentences and images; sentence i belongs to image i // P."""
+    """The similarity of all sentences and images, and the sentences' embeddings.
+
+    With P sentences per image, sentence i belongs to image i // P.
+    """
 
     similarity: Tensor  # SxB, higher is better
     sentences: Tensor  # SxE, of norm 1

@@ -22,8 +22,9 @@ def within(lengths_W: Tensor, size: int) -> Tensor:
 class SelfAttention(nn.Module):
     """Attention pooling of a text's words, scored by each word and the mean: WxV, of norm 1.
 
-    Without the ReLU, the softmax would cancel the mean's contribution. Words of zeros have no
-    vector: they get no weight, and are not in the mean.
+    A linear layer and ReLU score each word concatenated with the mean, followed by a softmax over
+    the text's words. Without the ReLU, the softmax would cancel the mean's contribution. Words of
+    zeros have no vector: they get no weight, and are not in the mean.
     """
 
     def __init__(self, width: int) -> None:

@@ -95,7 +95,11 @@ class Adapt(Matcher):
 
 
 class Fovea(torch.autograd.Function):
-    """Average the regions of images, BxRxH, with weights softmax(sharp x regions) over R: sxBxH."""
+    """Average the regions of images, BxRxH, with weights softmax(sharp x regions) over R: sxBxH.
+
+    `sharp_sH` are each sentence's factors per channel. The weights, sxBxRxH, are recomputed in
+    backward to save memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, images_BRH: Tensor, sharp_sH: Tensor) -> Tensor:

@@ -34,7 +34,10 @@ class Config(Ranged, section="model."):
 
 
 class BagOfWords(nn.Module):
-    """Score every region of an image for each of its phrases: BxPxR, higher is better."""
+    """Score every region of an image for each of its phrases: BxPxR, higher is better.
+
+    Inputs: words, BxPxTxV, zeros after the lengths, BxP; regions, BxRxF; their positions, BxRx5.
+    """
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()

@@ -76,7 +76,11 @@ class Config(Ranged, section="model."):
 def build(
     config: Config, spec: InputSpec, architecture: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Build the network; on the meta device, or with an `architecture`, no weights are loaded."""
+    """Build the network for texts of `spec.input_shape[0]` tokens.
+
+    On the meta device, and with an `architecture`, no weights are loaded. Raises ValueError if
+    texts are longer than `positions`, or the checkpoint cannot be loaded or has another shape.
+    """
     if spec.input_shape[0] > config.positions:
         raise ValueError(
             f"the task's texts have {spec.input_shape[0]} tokens, and"

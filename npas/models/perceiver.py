@@ -67,7 +67,10 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention of latents, BxLxC, over the input, BxPxI, or over themselves, and an MLP."""
+    """Attention of latents, BxLxC, over the input, BxPxI, or without `inputs` themselves; an MLP.
+
+    The MLP has C hidden channels, as in the paper.
+    """
 
     def __init__(self, config: Config, inputs: int | None = None) -> None:
         super().__init__()
@@ -92,7 +95,11 @@ class Layer(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Classify images of any size, BxCxHxW -> B x num_classes logits."""
+    """Classify images of any size, BxCxHxW -> B x num_classes logits.
+
+    Latents are initialized with a standard deviation of 0.02, weights with 1 / sqrt(fan-in), biases
+    with 0. The authors truncate both at two deviations, which is slow and makes little difference.
+    """
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__()
@@ -138,7 +145,10 @@ class Perceiver(nn.Module):
 
 
 def fourier_features(size: int, bands: int, resolution: int, device: torch.device) -> Tensor:
-    """Return features of positions from -1 to 1: size x (2F + 1), sines, cosines, position."""
+    """Return features of `size` positions from -1 to 1: size x (2F + 1), sines, cosines, position.
+
+    The frequencies are equally spaced, from pi to pi x `resolution` / 2.
+    """
     position_S = torch.linspace(-1, 1, size, device=device)
     frequency_F = torch.linspace(1, resolution / 2, bands, device=device)
     angle_SF = math.pi * position_S[:, None] * frequency_F
