@@ -128,7 +128,10 @@ class Task(abc.ABC):
         return min(synthetic, value) if self.source == "synthetic" else value
 
     def setup(self) -> None:
-        """Read the data, once; compare them with the published data, as `data.verify` says."""
+        """Read the data onto the device, once; compare them with the published data.
+
+        Raises ValueError if files are missing or damaged, or differ (see `data.verify`).
+        """
         try:
             self.parts = self.parts or self.read()
         except (OSError, ValueError):
@@ -160,17 +163,25 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Return the metrics of "val" or "test", bit-identical for any number of ranks.
+        """Return the metrics of "val" or "test", in eval mode without gradients, on all ranks.
 
-        `model` must not be DDP's wrapper: ranks have different numbers of batches.
+        The batches and the order of summation do not depend on `world`, so the result is
+        bit-identical for any number of ranks. `model` must not be DDP's wrapper: ranks have
+        different numbers of batches.
         """
 
     @abc.abstractmethod
     def inspect(self) -> dict[str, str]:
-        """Describe the data that were read; raises ValueError for data that cannot be read."""
+        """Describe the data that were read: splits, counts, checksums, and whether as published.
+
+        Raises ValueError for data that cannot be read.
+        """
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the number of full batches, over all ranks, in an epoch; at least 1."""
+        """Return the number of full batches in an epoch; `batch_size` is over all ranks.
+
+        Raises ValueError if there are none.
+        """
         size = self.train_size
         if batch_size > size:
             raise ValueError(
@@ -181,7 +192,10 @@ class Task(abc.ABC):
     def train_batches(
         self, epoch: int, batch_size: int, steps: range | None = None, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        """Yield this rank's share of the batches `steps` of an epoch (None: of all)."""
+        """Yield this rank's share of the batches `steps` of an epoch (None: of all).
+
+        Raises ValueError if the batch size is not divisible by the number of ranks.
+        """
         local, per_epoch = rank_share(batch_size, world), self.steps_per_epoch(batch_size)
         choose = self.sampler(epoch, batch_size, local, rank, world)
         for step in range(per_epoch) if steps is None else steps:
@@ -218,7 +232,8 @@ class Task(abc.ABC):
     def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
         """Return the factor of each part's loss, which sum to `world` over all ranks.
 
-        None means 1 / parts each. A collective: all ranks must call it.
+        None means 1 / parts each. A collective: all ranks must call it. Gradients are averaged
+        over ranks.
         """
         return None
 
@@ -227,7 +242,10 @@ class Task(abc.ABC):
         return inputs
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
-        """Return up to `count` samples of a split, the same for all networks, with outputs."""
+        """Return up to `count` samples of "val" or "test" with the network's outputs.
+
+        The samples do not depend on the network. Raises ValueError for a task without them.
+        """
         raise ValueError(f"{self.name} has no samples to show: leave show out")
 
     def write_predictions(self, split: str, folder: Path) -> list[Path]:
@@ -279,7 +297,8 @@ def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
 def inference_flops(model: nn.Module, spec: InputSpec) -> int:
     """Count the FLOPs of the forward pass of one sample; moves the model to the meta device.
 
-    By torch's formulas, but not its FlopCounterMode, which imports the compiler: seconds.
+    Counts operations, because counters by layer class do not find shared layers. Uses torch's
+    formulas but not its FlopCounterMode, which imports the compiler.
     """
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
@@ -307,7 +326,10 @@ def check_workers(task: Task, workers: int) -> None:
 
 
 def rank_share(batch_size: int, world: int, grad_accum_steps: int = 1) -> int:
-    """Return the number of samples in one forward pass on one rank; raises ValueError if uneven."""
+    """Return the number of samples in one forward pass on one rank.
+
+    Raises ValueError if `batch_size` is not divisible by ranks x `grad_accum_steps`.
+    """
     parts = world * grad_accum_steps
     if batch_size % parts:
         raise ValueError(

@@ -54,7 +54,7 @@ class Classification(Task):
         return loss, {"accuracy": 100 * right}
 
     def test_batch(self, part: Any, own: slice) -> Batch:
-        """Return those of a part's samples that can be read."""
+        """Return the network's inputs for some samples of a part, and their labels, B, int64."""
         raise AssertionError("implemented by subclasses")
 
     def show_input(self, part: Any, index: int) -> tuple[str, BytesIO | None]:
@@ -229,7 +229,10 @@ class Resident(Classification):
 
 
 def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
-    """Return a bool mask, N, of `fraction` of every class, the same for every run."""
+    """Return a bool mask, N, of `fraction` of every class; it does not depend on the run's seed.
+
+    Raises ValueError if a fraction above 0 holds out no images or all.
+    """
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, purpose), torch.arange(len(labels_N)))
     held_N = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in labels_N.unique():
@@ -247,7 +250,11 @@ def hold_out(labels_N: Tensor, fraction: float, purpose: str) -> Tensor:
 def generate_images(
     count: int, classes: int, height: int, width: int, channels: int, levels: int, purpose: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images, NxHxWxC bytes below `levels`, and their labels, N: 0, 1, ..., 0, 1."""
+    """Return synthetic images, NxHxWxC bytes below `levels`, and their labels, N: 0, 1, ..., 0, 1.
+
+    An image is the mean of its class's coarse pattern and noise. `purpose` seeds the noise; the
+    patterns are the same for all purposes.
+    """
     labels_N = np.arange(count) % classes
     patterns = np.random.default_rng(classes).random((classes, COARSE, COARSE, channels))
     rows, columns = (np.arange(size) * COARSE // size for size in (height, width))
@@ -259,7 +266,11 @@ def generate_images(
 def windows(
     padded_NHWC: Tensor, index_B: Tensor, top_B: Tensor, left_B: Tensor, flip_B: Tensor, size: int
 ) -> Tensor:
-    """Crop a size x size window, mirrored where `flip_B`, from images by index: BxHxWxC."""
+    """Gather images by index and crop a size x size window at an offset from each: BxHxWxC.
+
+    `top_B` and `left_B` are offsets in the padded image; where `flip_B` is true the window is
+    mirrored left to right.
+    """
     steps = torch.arange(size, device=index_B.device)
     rows_BH = top_B[:, None] + steps
     columns_BW = left_B[:, None] + torch.where(flip_B[:, None], size - 1 - steps, steps)
@@ -269,7 +280,8 @@ def windows(
 def cutout(images_BHWC: Tensor, row_B: Tensor, column_B: Tensor, length: int) -> Tensor:
     """Zero the length x length square around each image's (row, column), clipped at the border.
 
-    DeVries & Taylor 2017 (arXiv 1708.04552). Applied to normalised images, where 0 is the mean.
+    DeVries & Taylor 2017 (arXiv 1708.04552). The centre is any pixel, so the square may be partly
+    outside. Applied to normalised images, where 0 is the mean.
     """
 
     def inside(centre_B: Tensor, size: int) -> Tensor:

@@ -159,7 +159,10 @@ class Task(tokenization.TextTask):
         }
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure accuracies in percent, the perplexity of masked tokens, and the whole loss."""
+        """Measure accuracies on "test", of masked tokens and of order, in percent, and losses.
+
+        `perplexity` is of masked tokens; `loss` is their mean loss plus the mean loss of the order.
+        """
         part = self.parts[split]
         cuts = torch.arange(len(part), device=self.device).split(EVAL_BATCH)
 
@@ -178,7 +181,11 @@ class Task(tokenization.TextTask):
 
 
 def _count(model: nn.Module, given: dict[str, Tensor], asked: dict[str, Tensor]) -> Tensor:
-    """Return hidden tokens, their loss, how many are right; the order's loss, and if right: Bx5."""
+    """Return five figures per sample, Bx5.
+
+    The number of masked tokens, their summed loss, and the number of correct predictions; the loss
+    of the order, and whether it is correct.
+    """
     found = model(**given, places_BM=asked["places"])
     # BERT's next sentence head, or ALBERT's sentence order head: 0 in order, 1 swapped.
     order = "seq_relationship_logits" if "seq_relationship_logits" in found else "sop_logits"

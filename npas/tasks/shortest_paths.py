@@ -148,7 +148,7 @@ class Task(base.Task):
         return loss, {"f1": f1 * batch.size}
 
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
-        """Measure F1 over cells, in percent, of all bands and of each."""
+        """Measure F1 over the cells of "val" or "test", in percent, of all bands and of each."""
         bands = self.parts[split]
         cut = [
             (band, start)
@@ -193,7 +193,10 @@ def _f1(count_4: Tensor) -> float:
 
 
 def distances(free_NHW: Tensor, start_NHW: Tensor, limit: int) -> Tensor:
-    """Return the moves from the start cells to every cell, or limit + 1: int16, NxHxW."""
+    """Return the number of moves from the start cells to every cell: int16, NxHxW.
+
+    It is limit + 1 for obstacles and for cells that `limit` moves do not reach.
+    """
     reached_NHW = start_NHW & free_NHW
     distance_NHW = (~reached_NHW).short()
     for _ in range(limit):
@@ -214,7 +217,8 @@ def draw(
 
     The length of a grid's shortest paths is drawn first, uniformly from `shortest` to `longest`
     moves; then obstacles, each cell with probability `density`, one query point, and the other one
-    among the cells at that distance. Without any, up to MOST_ATTEMPTS times, they are drawn again.
+    among the cells at that distance. If there are none, obstacles and points are drawn again.
+    Raises ValueError after MOST_ATTEMPTS draws.
     """
     span = longest - shortest + 1
     length_N = shortest + rng.integers(rng.derive_key(seed, purpose, "length"), index_N, span)

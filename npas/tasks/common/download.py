@@ -40,7 +40,11 @@ def fetch(url: str, path: Path, sha256: str) -> None:
 
 
 def unpack(archive: Path, sha256: str | None, members: Iterable[str], root: Path) -> None:
-    """Extract the named members of a tar.gz file, whose checksum is verified first, to `root`."""
+    """Extract the named members of a tar.gz file to `root`, and nothing else.
+
+    The archive's checksum (None: any) is verified before anything else is read. Raises ValueError
+    if it differs, or a member is missing or damaged.
+    """
     if sha256 is not None and (found := checksums.sha256(archive)) != f"sha256 {sha256}":
         raise ValueError(
             f"{archive} is damaged or another archive ({found}, not {sha256}): delete it, and"

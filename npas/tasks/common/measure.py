@@ -32,7 +32,10 @@ def measuring(model: nn.Module) -> Iterator[torch.device]:
 def fill(
     found: Tensor, own: Iterable[T], world: int, measure: Callable[[T], tuple[Any, Tensor]]
 ) -> Tensor:
-    """Fill a zero tensor with what `measure` returns for this rank's batches; sum over ranks."""
+    """Fill a zero tensor with what `measure` returns for this rank's batches; sum over ranks.
+
+    `measure` returns an index into `found` and the values to store there.
+    """
     for batch in own:
         index, values = measure(batch)
         found[index] = values
@@ -43,9 +46,10 @@ def measure(
     model: nn.Module, count: Callable[[int], Sequence[Tensor | int]], batches: int, numbers: int,
     rank: int, world: int, device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """Return the `numbers` that `count` returns for each batch, over all ranks: float64 on the CPU.
+    """Return the values that `count` returns for each batch, over all ranks: batches x numbers.
 
-    `count` is called in order with the indices of this rank's batches, in eval mode.
+    `count` is called in order with the indices of this rank's batches, in eval mode and without
+    gradients. The result is float64 on the CPU, bit-identical for any number of ranks.
     """
     # The batches of other ranks stay 0 until the sum over ranks.
     counted_EN = torch.zeros(batches, numbers, dtype=torch.float64, device=device)

@@ -93,7 +93,11 @@ def draw_names(rng: Random, count: int) -> list[str]:
 
 
 def write_squad(root: Path, version: str, train: int, test: int) -> None:
-    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions."""
+    """Write `train-v1.1.json` and `dev-v1.1.json`, or those of 2.0, with so many questions.
+
+    There are at most four questions per paragraph and twelve per article, and at least two
+    articles, so that one can be held out.
+    """
     for part, count in (("train", train), ("dev", test)):
         rng = Random(f"squad {version} {part}")
         articles = []
@@ -169,7 +173,10 @@ def write_wordpieces(folder: Path, words: Iterable[str]) -> None:
 
 
 def write_tokenizer(root: Path) -> Path:
-    """Write a WordPiece tokenizer, and return its folder."""
+    """Write a WordPiece tokenizer in the format of transformers, and return its folder.
+
+    Most synthetic words are one token, years are two, and anything else is split into letters.
+    """
     from tokenizers import normalizers
 
     bare = normalizers.BertNormalizer(lowercase=True).normalize_str

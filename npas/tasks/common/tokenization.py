@@ -63,7 +63,11 @@ class Tokenizer:
 
 
 def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer") -> Tokenizer:
-    """Load the tokenizer in folder `name`, or of that name on the Hugging Face hub."""
+    """Load the tokenizer in folder `name`, or of that name on the Hugging Face hub.
+
+    Without `download` only the hub's local cache is used. `key` is its key in the config. Raises
+    ValueError if it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     folder = _hub.find_folder(key, name, FILES, NEEDED, download=download)
@@ -77,9 +81,10 @@ def load_tokenizer(name: str, download: bool = True, key: str = "task.tokenizer"
 
 
 def inputs(ids_BL: Tensor, second_B: Tensor, length_B: Tensor) -> dict[str, Tensor]:
-    """Return the network's inputs for pairs of texts, of which the second starts at `second_B`.
+    """Return the network's inputs for pairs of texts: ids, token types and the attention mask.
 
-    The mask is Bx1x1xL: with BxL, transformers synchronizes with the device to look at it.
+    The second text starts at `second_B`. The mask is Bx1x1xL, as attention needs it: with BxL,
+    transformers synchronizes with the device to check whether it masks anything.
     """
     position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
     is_text_BL = position_L < length_B[:, None]

@@ -45,8 +45,8 @@ class Words:
 def split(text: str, known: Container[str] = ()) -> list[str]:
     """Split a text into lower-case words, without punctuation.
 
-    A hyphenated word is split unless it is in `known`, and contractions as in GloVe's training
-    texts: "don't" into do and n't.
+    A hyphenated word is split unless it is in `known`. Contractions are split as in GloVe's
+    training texts: "don't" into do and n't, also if the text has them split already.
     """
     return [
         part for word in _joined(text) for part in ([word] if word in known else word.split("-"))
@@ -65,8 +65,9 @@ def _joined(text: str) -> list[str]:
 def read_vectors(path: Path, width: int, texts: Iterable[str]) -> tuple[dict[str, int], np.ndarray]:
     """Read the vectors of the texts' words: return each word's row, and the table, NxV, float32.
 
-    Row 0 is zeros. Lines of other words, and entries with spaces in the word, are ignored. The
-    first line may hold counts. Raises ValueError for a file without vectors of this width.
+    Row 0 is zeros. Lines of other words are not parsed; entries with spaces in the word are
+    ignored. The first line may hold counts. Raises ValueError for a file that is missing or
+    truncated, has another width, or has none of the words.
     """
     wanted = {word for text in texts for word in _joined(text)}
     wanted |= {part for word in wanted for part in word.split("-")}
@@ -108,7 +109,11 @@ def from_bert(
     texts: Sequence[str], name: str, width: int, most: int, device: torch.device,
     download: bool = True,
 ) -> Words:  # fmt: skip
-    """Return the last layer's states of a BERT for the last `most` tokens of each text."""
+    """Return the last layer's states of a BERT for the texts, of each text the last `most` tokens.
+
+    `name` is a folder, or a name on the Hugging Face hub. The BERT is not trained. Raises
+    ValueError if it cannot be loaded or has another width.
+    """
     from transformers import AutoModel
 
     tokenizer = tokenization.load_tokenizer(name, download, "task.bert")

@@ -35,7 +35,8 @@ def _areas(boxes: Tensor) -> Tensor:
 def labels(overlap_PR: Tensor, positive: float, negatives: int, key: int) -> Tensor:
     """Return PxR labels, int8: 1 for positives, -1 for negatives, 0 for pairs not trained on.
 
-    Positives overlap by at least `positive`; for each, `negatives` are drawn that overlap little.
+    Positives overlap by at least `positive`. For each of them, `negatives` are drawn, seeded by
+    `key`, from the regions that overlap little.
     """
     fits_PR = overlap_PR >= positive
     wanted_P = negatives * fits_PR.sum(1)
@@ -53,9 +54,12 @@ def labels(overlap_PR: Tensor, positive: float, negatives: int, key: int) -> Ten
 def compare(scores_BPR: Tensor, overlap_BPR: Tensor, regions_B: Tensor) -> tuple[Tensor, Tensor]:
     """Compare scores with overlaps of an image's first `regions_B` regions; the others repeat them.
 
-    Returns three figures per phrase, BxPx3, float64: whether the best scored region is correct
-    (of a tie, the fraction that is; with a NaN score, 0), whether any region is, and the fraction
-    of regions that are. Also returns the first best scored region, BxP.
+    Returns three figures per phrase, BxPx3, float64: whether the best scored region is correct,
+    whether any region is, and the fraction of regions that are. Also returns the index of the best
+    scored region, BxP: the first one of a tie.
+
+    Of regions tied for the best score, the fraction that is correct counts, so that constant
+    scores measure as chance. A phrase with a NaN score is wrong.
     """
     index_R = torch.arange(scores_BPR.shape[2], device=regions_B.device)
     is_region_B1R = index_R < regions_B[:, None, None]
@@ -72,7 +76,10 @@ def compare(scores_BPR: Tensor, overlap_BPR: Tensor, regions_B: Tensor) -> tuple
 def summarize(
     found_N3: np.ndarray, types: Sequence[str], is_type_NC: np.ndarray
 ) -> dict[str, float]:
-    """Return the means over phrases of the figures of `compare`, and of each type's, in percent."""
+    """Return the means over phrases, in percent, of the three figures of `compare`.
+
+    Also returns the accuracy of each type; a phrase of several types counts for each of them.
+    """
     names = ("accuracy", "oracle", "chance")
     found = {name: 100 * own_N.mean() for name, own_N in zip(names, found_N3.T, strict=True)}
     for name, of_N in zip(types, is_type_NC.T, strict=True):

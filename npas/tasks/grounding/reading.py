@@ -78,7 +78,10 @@ class Reading:
     counts: Counter[str] = field(default_factory=Counter)
 
     def inside(self, box: Box, last: tuple[float, float]) -> Box | None:
-        """Clip a box to the largest valid x and y; None if it is empty or outside. Counts both."""
+        """Clip a box to its image; returns None if it is empty or outside. Counts both problems.
+
+        `last` is the largest valid x and y.
+        """
         left, top, right, bottom = box
         is_empty = not (left <= right and top <= bottom)  # also true for NaN
         if is_empty or right < 0 or bottom < 0 or left > last[0] or top > last[1]:

@@ -87,7 +87,7 @@ class Regions:
             return h5py.File(self.path, "r", locking="best-effort")
 
     def _rows(self, file: Any, name: str) -> int:
-        """Return the number of an image's boxes; 0 if it is missing."""
+        """Return the number of an image's boxes, without reading them; 0 if it is missing."""
         if (found := file.get(name)) is None:
             return 0
         shape: tuple[int, ...] = getattr(found, "shape", (0,))  # a group has none
@@ -100,7 +100,10 @@ class Regions:
         return int(shape[0])
 
     def read(self, index: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return features, RxD, and boxes, Rx4, float32, of the best `most` boxes or fewer."""
+        """Return features, RxD, and boxes, Rx4, float32, of the best `most` boxes or fewer.
+
+        Raises ValueError if the image's data are damaged, or its boxes are empty or outside.
+        """
         if self._file is None:
             self._file = self._open()
         image = self.images[index]
@@ -195,7 +198,10 @@ class Part:
     def training(
         self, lots: Sequence[Lot], keys: Sequence[int], positive: float, negatives: int
     ) -> Batch:
-        """Return inputs, and labels of each phrase and region, BxPxR, int8; 0 for repetitions."""
+        """Return inputs, and labels of each phrase and region, BxPxR, int8; 0 for repetitions.
+
+        `keys` seed the drawing of negatives, one key per lot.
+        """
         batch = self.read(lots)
         overlap_BPR, counts_B = batch.targets["overlaps"], batch.targets["regions"]
         labels_BPR = torch.zeros_like(overlap_BPR, dtype=torch.int8)

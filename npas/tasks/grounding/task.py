@@ -180,7 +180,8 @@ class Task(dataset.SceneTask):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean logistic loss over labelled pairs of a phrase and a region.
 
-        `fits_best`: the percentage of phrases with positives whose best scored region is one.
+        `fits_best` is the percentage of phrases whose best scored region is a positive one, among
+        the phrases that have any.
         """
         labels_BPR = batch.targets["labels"]
         scores_BPR = model(**batch.inputs).float()

@@ -116,14 +116,17 @@ class Shards:
 
 
 def _read_packing(folder: Path) -> dict[str, Any]:
-    """Read `classes.json`; returns {} if there is none."""
+    """Read `classes.json`; returns {} if there is none, as in shards that `pack` did not write."""
     path = folder / PACKING
     with files.reading(path, "run scripts/pack_imagenet.py again"):
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _index(kept: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the names, N, and (shard, offset, size, label), Nx4, of all images, cached."""
+    """Return the names, N, and (shard, offset, size, label), Nx4, of all images.
+
+    The index is cached in the file `kept`, if possible, with the shards' sizes and times.
+    """
     stats = [path.stat() for path in paths]
     stamps = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
     with contextlib.suppress(Exception), open(kept, "rb") as file:  # it may be damaged
@@ -164,9 +167,10 @@ def pack(
     per_shard: int = PER_SHARD,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Pack splits into shards, each written atomically; existing shards are kept.
+    """Pack splits into shards, in the order of their listings; existing shards are kept.
 
-    `say` is called with a line of progress per shard. Raises ValueError if `target` holds others.
+    Each shard is written atomically. `say` is called with a line of progress per shard. Raises
+    ValueError if `target` holds other shards.
     """
     target.mkdir(parents=True, exist_ok=True)
     planned: dict[str, Any] = {"classes": next(iter(folders.values())).classes}

@@ -178,7 +178,10 @@ class Task(Classification):
         return {**found, "readable": f"{tried}, the first of each class"}
 
     def decoded(self, split: str, index: int) -> Tensor | None:
-        """Read an image, CxHxW bytes; returns None if it is damaged, which is logged once."""
+        """Read an image, CxHxW bytes; returns None if it is damaged, which is logged once.
+
+        Raises ValueError if there are more than `task.max_damaged`.
+        """
         if self.damaged[split][index]:
             return None
         images, most = self.images[split], self.config.max_damaged
@@ -247,7 +250,10 @@ def _colours(device: torch.device) -> list[Tensor]:
 
 
 def hold_out(labels_N: Tensor, count: int) -> Tensor:
-    """Return a bool mask, N, of `count` images, balanced over classes; no seed changes it."""
+    """Return a bool mask, N, of `count` images, balanced over classes; no seed changes it.
+
+    Raises ValueError if it would leave a class without training images.
+    """
     number_N = torch.arange(len(labels_N))
     rank_N = rng.bits(rng.derive_key(SPLIT_SEED, "imagenet validation"), number_N)
     by_class_N = rank_N.argsort(stable=True)

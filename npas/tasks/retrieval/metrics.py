@@ -54,7 +54,8 @@ def owners(similarity_SB: Tensor) -> Tensor:
 def hardest(costs: Costs, weight: Tensor) -> Tensor:
     """Return ADAPT's loss per sentence: (1 - `weight`) x all costs + `weight` x the greatest costs.
 
-    Wehrmann et al. 2020, whose code sums over the sentences, and masks only the diagonal.
+    Wehrmann et al. 2020, whose code sums over the sentences instead of averaging, and masks only
+    the diagonal; here all pairs of the same image are masked.
     """
     images_SB, sentences_SS, _ = costs
     total = images_SB.sum() + sentences_SS.sum()
@@ -68,8 +69,8 @@ def top(
 ) -> Tensor:  # fmt: skip
     """Return the loss of two-branch networks (Wang et al. 2018): means over `negatives` top costs.
 
-    Those of images x `image_factor`, of sentences, and x `sentence_factor` of pairs of sentences:
-    those of one image must be closer to each other than to others.
+    The sum of the costs of images x `image_factor`, of sentences, and of pairs of sentences x
+    `sentence_factor`: sentences of one image must be closer to each other than to others.
     """
     images_SB, sentences_SS, same_SS = costs
     count, images = images_SB.shape
@@ -109,7 +110,8 @@ def ranks(similarity_SN: Tensor) -> tuple[Tensor, Tensor]:
 def recalls(folds: Iterable[Tensor]) -> dict[str, float]:
     """Return R@1, R@5 and R@10 in both directions and their mean, in percent, over equal folds.
 
-    `i2t` is from an image to any of its sentences, `t2i` from a sentence to its image.
+    `i2t` is from an image to any of its sentences, `t2i` from a sentence to its image. Each fold,
+    SxN, is searched separately.
     """
     found = [ranks(similarity_SN) for similarity_SN in folds]
     figures = {}

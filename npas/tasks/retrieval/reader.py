@@ -43,7 +43,10 @@ class Features:
     width: int
 
     def read(self, index_B: Tensor) -> Tensor:
-        """Return the features of these images, BxRxD, float32; raises ValueError for damage."""
+        """Return the features of these images, BxRxD, float32.
+
+        Raises ValueError if the file cannot be read, or features are NaN or infinite.
+        """
         row_B = index_B.numpy() * self.step
         rows_BRD = np.asarray(_open(self.path)[row_B, : self.regions], np.float32)
         if not np.isfinite(rows_BRD).all():
@@ -68,7 +71,10 @@ class Split:
 
 
 def read(folder: Path, split: str, regions: int, width: int) -> Split:
-    """Read a split, but only the shape of its features; raises ValueError for damaged files."""
+    """Read a split, but only the shape of its features.
+
+    Raises ValueError if a file is missing, damaged, or inconsistent with the others.
+    """
     captions, path = _lines(folder / f"{split}_caps.txt"), folder / f"{split}_ims.npy"
     array, count = _open(path), len(captions) // PER_IMAGE
     if array.ndim != 3 or array.dtype.kind != "f" or array.shape[1] < regions:
@@ -134,7 +140,7 @@ def count_words(captions: Iterable[str], known: Container[str] = ()) -> dict[str
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Read SCAN's vocabulary, words and their ids."""
+    """Read SCAN's vocabulary, words and their ids; raises ValueError for another file."""
     with reading(path, "get it again, or move it away to build one from the training sentences"):
         found = dict(json.loads(path.read_text(encoding="utf-8"))["word2idx"])
         if sorted(found.values()) != list(range(len(found))) or found[NONE]:

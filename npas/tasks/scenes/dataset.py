@@ -77,7 +77,10 @@ def ensure(
     root: Path, form: str, difficulty: Difficulty, made: Made, sizes: dict[str, int],
     write: Callable[[Path], Any],
 ) -> Path:  # fmt: skip
-    """Return the folder of a dataset with these settings; `write(folder)` writes it if missing."""
+    """Return the folder of a dataset with these settings; `write(folder)` writes it if missing.
+
+    A killed process leaves no incomplete dataset. Raises ValueError if it cannot be written.
+    """
     settings = [WORLD, form, dataclasses.asdict(difficulty), dataclasses.asdict(made), sizes]
     text = json.dumps(settings, sort_keys=True)
     name = f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

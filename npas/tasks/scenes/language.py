@@ -118,8 +118,8 @@ class Describer:
     def by_neighbour(self, number: int, article: str = "") -> str | None:
         """Describe a thing by its relation to a neighbour; returns None if that is impossible.
 
-        All other things that match the words have another relation to the neighbour, which its
-        attributes identify. `article` is put before both.
+        The neighbour is identified by its attributes. All other things that match the thing's
+        words clearly have another relation to it. `article` is put before both.
         """
         if number not in self.neighbours:
             self.neighbours[number] = list(self._neighbours(number))
@@ -136,7 +136,10 @@ class Describer:
         return " ".join(filter(None, pieces))
 
     def by_place(self, number: int) -> str | None:
-        """Describe a thing by its side of the image; returns None if that is impossible."""
+        """Describe a thing by its side of the image; returns None if that is impossible.
+
+        It is further to that side than any other thing that matches the words.
+        """
         things = self.scene.things
         found = []
         for words, others in self.shared[number].items():
@@ -170,7 +173,11 @@ class Describer:
 
 
 def refer(scene: Scene, difficulty: Difficulty) -> dict[int, list[str]]:
-    """Return one to three expressions, without articles, for each thing that can be identified."""
+    """Return one to three expressions for each thing, without articles as in ReferIt.
+
+    Things that cannot be identified are skipped. `difficulty.relations` is the fraction identified
+    by a neighbour or a side of the image, where possible.
+    """
     rng = scene.random("expressions")
     describer = Describer(rng, scene, difficulty)
     found: dict[int, list[str]] = {}

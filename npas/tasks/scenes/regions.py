@@ -27,7 +27,10 @@ Box = tuple[float, float, float, float]
 
 
 def propose(scene: Scene, difficulty: Difficulty, count: int) -> np.ndarray:
-    """Return `count` boxes, Rx4, float32: left, top, right, bottom pixel, best first."""
+    """Return `count` boxes, Rx4, float32: left, top, right, bottom pixel, best first.
+
+    If `count` allows, every thing and every group of similar things has a good one.
+    """
     rng = scene.random("proposals")
     things: list[Box] = [thing.box for thing in scene.things]
     good = things + [union([things[i] for i in group]) for group in alike(scene)]

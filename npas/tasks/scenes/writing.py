@@ -67,7 +67,8 @@ def write_flickr30k(
 ) -> None:
     """Write `flickr30k_entities/` under `root`: `counts` images of "train", "val" and "test".
 
-    Regions have `width` features. `UNRELATED_CAPTIONS` lists a few captions of another image.
+    Regions have `width` features. A few images have a caption of another image, listed in
+    `UNRELATED_CAPTIONS` as in the real dataset, with sentences counted from 1.
     """
     folder = root / "flickr30k_entities"
     for name in ("Sentences", "Annotations", "flickr30k-images"):
@@ -127,7 +128,10 @@ def annotation(scene: Scene, story: Story) -> str:
 def write_referit(
     root: Path, difficulty: Difficulty, counts: Mapping[str, int], width: int, seed: int
 ) -> None:
-    """Write `refclef/` and `images/saiapr_tc-12/` under `root`; arguments as `write_flickr30k`."""
+    """Write `refclef/` and `images/saiapr_tc-12/` under `root`; arguments as `write_flickr30k`.
+
+    A box is left, top, right - left, bottom - top.
+    """
     folder, pixels = root / "refclef", root / "images" / "saiapr_tc-12"
     folder.mkdir(parents=True)
     pixels.mkdir(parents=True)
@@ -164,7 +168,11 @@ def write_scan(
     root: Path, name: str, difficulty: Difficulty, counts: Mapping[str, int], regions: int,
     width: int, seed: int,
 ) -> None:  # fmt: skip
-    """Write the arrays of dataset `name`, such as "f30k_precomp", under `root`."""
+    """Write the arrays of dataset `name`, such as "f30k_precomp", under `root`.
+
+    `counts` are the numbers of images of "train", "dev", "test" and "testall". An image has
+    `regions` regions of `width` features. The images are written to a folder `images`.
+    """
     folder = root / name
     (folder / "images").mkdir(parents=True)
     for split, count in counts.items():
@@ -195,7 +203,10 @@ def write_vectors(path: Path, width: int) -> None:
 
 
 def write_bert(folder: Path, width: int) -> None:
-    """Write a random BERT with two layers and its tokenizer, in the format of transformers."""
+    """Write a random BERT with two layers and its tokenizer, in the format of transformers.
+
+    Raises ValueError if `width` is odd, since it has two heads.
+    """
     import torch
     from transformers import BertConfig, BertModel
 

@@ -123,7 +123,8 @@ def best_threshold(
     """Return the best mean score in percent, and the lowest threshold on the doubt that gives it.
 
     Questions with a doubt up to the threshold are answered. `gain_Q` is the score of an answer
-    minus that of none. The threshold is 0 if answering no question is best.
+    minus that of none, which is 1 for the `unanswerable` questions. The threshold is 0 if answering
+    no question is best.
     """
     order_Q = np.argsort(doubt_Q, kind="stable")
     total_Q = unanswerable + np.cumsum(gain_Q[order_Q])

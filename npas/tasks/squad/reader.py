@@ -87,7 +87,10 @@ def content(text: str) -> str:
 
 
 def find_answer(context: str, text: str, start: int) -> int | None:
-    """Return the answer's start, or the one within the same words, since some are a little off."""
+    """Return the answer's start, or the one nearby within the same words; None if not found.
+
+    Some answers of the dataset start a few characters off; BERT's reader corrects these, too.
+    """
     if not text.strip() or not 0 <= start < len(context):
         return None
     first, last = start, min(len(context), start + len(text))
