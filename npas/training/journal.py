@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -102,8 +103,10 @@ class Journal:
         if mode_of(config) != "disabled":
             # Stored before the training, so that a killed run resumes under the same id.
             file = run_dir / ID_FILE
-            stored = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-            progress.wandb_id = progress.wandb_id or stored or secrets.token_hex(4)
+            stored = file.read_text(errors="replace").strip() if file.is_file() else ""
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stored):  # a damaged file
+                stored = secrets.token_hex(4)
+            progress.wandb_id = progress.wandb_id or stored
             write_whole(file, f"{progress.wandb_id}\n")
             self.wandb = Wandb(config, run_dir, progress.wandb_id, self._facts())
         return self

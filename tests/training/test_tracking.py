@@ -173,6 +173,10 @@ def test_the_id_is_kept_before_anything_is_trained_and_found_again(online, tmp_p
     with open_journal(online(), tmp_path, 5, "abcd1234"):  # as a checkpoint has it
         assert file.read_text() == "abcd1234\n"
     assert [call["id"] for call in wandb.seen["init"]] == [first, first, "abcd1234"]
+    for damaged in (b"", b"\xff\xfe", b"../../x\n"):
+        file.write_bytes(damaged)
+        with open_journal(online(), tmp_path) as fresh:
+            assert file.read_text() == f"{fresh.state.progress.wandb_id}\n"
     killed.__exit__(None, None, None)
 
 
