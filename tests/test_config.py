@@ -290,6 +290,22 @@ def test_the_hash_of_a_config_stays_what_it_was():
         assert config_hash(load_config(raw, kind, ToyTask)) == GOLDEN
 
 
+def test_fits_by_bases_keep_the_hash_that_fits_had_before_there_were_codebooks():
+    def hashed(**sharing):
+        return config_hash(checked(sharing=sharing))
+
+    assert hashed(init="fit", generator="basis") == hashed(
+        init="fit", generator="basis", low_rank=2
+    )
+    found = {hashed(init="fit"), hashed(init="fit", generator="hash")}  # which a fit ignores
+    assert len(found) == 1
+    found |= {hashed(init="fit", generator=own) for own in ("basis", "codebook")}
+    assert len(found) == 3
+    assert hashed(init="fit", generator="basis") == FIT_BY_BASES
+    with pytest.raises(ValueError, match="codebook takes its rows from trained weights"):
+        checked(sharing={"generator": "codebook"})
+
+
 def searched(**search):
     return checked(sharing={"groups": "learned", "num_groups": 4, "search": search})
 
@@ -346,3 +362,4 @@ def test_muons_keys_are_for_muon_alone():
 
 
 GOLDEN = "de6e28b232daa526c80d5b7719ba2514a6156fa9170d2c0d0d4123c8eccc364a"
+FIT_BY_BASES = "9c1e274ccc877526d8be94d8f94d1dcdf6fade6d6e64953254ffbf951d1ffa01"

@@ -9,7 +9,7 @@ from typing import Any
 
 from npas.config.load import ignored
 from npas.config.renames import first_setting
-from npas.config.schema import SYNTHETIC, Config, SyntheticConfig, settings
+from npas.config.schema import DENSE, SYNTHETIC, Config, SyntheticConfig, settings
 from npas.config.typed import keys_of
 
 # Keys that do not affect the result and are not hashed. A node includes all of its keys.
@@ -45,6 +45,12 @@ def config_hash(config: Config) -> str:
         # A family's defaults depend on its name, which is always hashed.
         if value != default or key in ("recipe_version", "model.family", "task.family")
     )
+    if config.sharing.fits and config.sharing.templates is None and config.budget != DENSE:
+        # Before there were codebooks all fits were by bases, and their results are still valid.
+        if config.sharing.fit_generator == "basis":
+            del deciding["sharing.generator"]
+        else:
+            deciding.setdefault("sharing.generator", "codebook or basis")
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,13 +11,14 @@ from npas.utils.checks import Ranged, join, near, within
 LONGEST = 1_000_000  # epochs, or images a batch: more is a typing error, and may fill the memory
 MOST_TEMPLATES = 1000  # of a layer: more is a typing error, and would fill the memory
 Generator = Literal[
-    "avg", "wavg", "emb", "mlp", "channels", "tiles", "basis", "factorized", "hash"
+    "avg", "wavg", "emb", "mlp", "channels", "tiles", "basis", "factorized", "hash", "codebook"
 ]  # fmt: skip
 SEARCHED = ("learned", "gradient")  # groupings that need a search
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
 FIT = "fit"  # sharing.init=fit or fit:PATH fits the sharing to trained weights
 BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by the numbers in layers' names
 
+FIT_GENERATORS = ("codebook", "basis")  # what a fit shares by, by default the nearer one
 # The keys of `sharing` that a fit to trained weights chooses itself.
 FITTED = (
     "generator", "upsampler", "groups", "num_groups", "group_weights", "max_templates",
@@ -45,7 +46,9 @@ class SharingConfig(Ranged, section="sharing."):
     `generator` may be a scheme of an installed package. `init` names a run with the same groups and
     sizes, whose banks are copied. `fit:PATH` fits the sharing to the weights of any run or file
     (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`; its errors are
-    those of the network's outputs on the first `fit_batches` training batches. `templates` replaces
+    those of the network's outputs on the first `fit_batches` training batches. A fit is by a
+    codebook or by bases, whichever is nearer, or by the one that `generator` names; codebook is for
+    fits only. `templates` replaces
     the budget. The budget is split over groups by size times `group_weights` (default 1).
     `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
     templates is subtracted from the loss. If not 0, the layer similarity matrix is logged every
@@ -129,6 +132,11 @@ class SharingConfig(Ranged, section="sharing."):
                 "of a run that found groups"
             )
         fitted = self.fits and self.templates is None
+        if self.generator == "codebook" and not fitted:
+            raise ValueError(
+                "sharing.generator=codebook takes its rows from trained weights: set"
+                " sharing.init=fit and a budget, or another generator"
+            )
         if self.recurrence_weight and (fitted or self.is_structured):
             cause = f"init={self.init}" if fitted else f"generator={self.generator}"
             raise ValueError(
@@ -146,6 +154,12 @@ class SharingConfig(Ranged, section="sharing."):
     @property
     def fits(self) -> bool:
         return self.init is not None and self.init.partition(":")[0] == FIT
+
+    @property
+    def fit_generator(self) -> str | None:
+        """Return what a fit is to share by, None for the nearer one and if there is no fit."""
+        named = self.fits and self.templates is None and self.generator in FIT_GENERATORS
+        return self.generator if named else None
 
     @property
     def weights(self) -> str | None:

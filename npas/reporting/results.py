@@ -59,6 +59,7 @@ class Split:
     upsamplers: int
     unshared: int
     low_rank: int = 0
+    indices: int = 0
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from npas.sharing.runtime.install import (
 from npas.sharing.runtime.loops import refuse_loops
 from npas.sharing.trained import activations, fitting
 from npas.sharing.trained.activations import Batch
+from npas.sharing.trained.templates import fill_templates
 from npas.utils.budget import BudgetLike
 from npas.utils.checks import path_of, require
 from npas.utils.packing import Packing
@@ -92,8 +93,9 @@ def share(
     - `low_rank=r`: adds two matrices of rank r to each layer that shares with others.
     - `include`, `exclude`: glob patterns of parameter names, "@embeddings", "@first" or "@last".
     - `allocator="reference"`: allocates as the released code does, without exact budgets.
-    - `init="fit"`: approximates the trained weights (see `fitting`), which chooses groups and
-      bases itself; with `templates` it only chooses values. With `batches` (each a tensor, a
+    - `init="fit"`: approximates the trained weights (see `fitting`), by a codebook or by bases,
+      whichever is nearer; `generator` may be "codebook" or "basis" to choose one. With `templates`
+      it only chooses values. With `batches` (each a tensor, a
       sequence of arguments or a mapping of keywords) it approximates the layers' outputs on them,
       which is much closer. `summary` reports the relative errors. `init="fresh"` drops the weights,
       keeps their standard deviations, and warns if they look trained.
@@ -163,7 +165,7 @@ def _share_fitted(
         tolerance = math.inf if options["generator"] == "avg" else SAME_SPREAD
         allocation = plan(model, request, **options)
         apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
-        fitting.fill_templates(model, state)
+        fill_templates(model, state)
     errors = fitting.weight_errors(model, state)
     if batches and expected is not None:
         found_outputs = activations.outputs(model, batches[0])

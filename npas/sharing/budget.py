@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from npas.sharing.layers import require_network
+from npas.sharing.layers import INDICES, PREFIX, require_network
 from npas.utils.budget import Budget as Budget
 from npas.utils.budget import BudgetReport as BudgetReport
 from npas.utils.budget import PruningReport as PruningReport
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the trainable parameters of `model`; a tied tensor counts once."""
-    return sum(p.numel() for p in require_network(model).parameters() if p.requires_grad)
+    """Count the trainable parameters of `model`; a tied tensor counts once.
+
+    The indices into codebooks, which do not train, count too (see `npas.sharing.generators`).
+    """
+    trained = (p for p in require_network(model).parameters() if p.requires_grad)
+    named = ((name.rpartition(".")[2], buffer) for name, buffer in model.named_buffers())
+    indices = (b for name, b in named if name.startswith(f"{PREFIX}{INDICES}_"))
+    return sum(tensor.numel() for tensor in (*trained, *indices))
 
 
 def split_budget(total: int, sizes: Sequence[int], floors: Sequence[int]) -> list[int]:

@@ -19,6 +19,7 @@ from npas.sharing.blocks import expand
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
+INDICES = "indices"
 
 
 def shared_names(root: nn.Module) -> list[str]:
@@ -74,6 +75,11 @@ def generator_names(root: nn.Module, group: int, templates: int) -> dict[str, st
     """Return the names of a generator's parameters that the root has, by kind."""
     suffix = f"_{group}_{templates}"
     return {name.split("_")[1]: name for name in shared_names(root) if name.endswith(suffix)}
+
+
+def indices_name(layer: int) -> str:
+    """Return the name of the indices of the layer at this index into its codebook."""
+    return f"{PREFIX}{INDICES}_{layer}"
 
 
 def upsampler_name(layer: int) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from npas.sharing.budget import Budget, count_parameters, parse_budget
 from npas.sharing.compression import pricing
 from npas.sharing.generators import schemes
+from npas.sharing.generators.codebook import CODEBOOK
 from npas.sharing.generators.coefficients import FIXED, OF_DEPTH, STARTS
 from npas.sharing.generators.upsample import UPSAMPLERS
 from npas.sharing.layers import find_layers, find_tensors
@@ -124,7 +125,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     options = {**OF_FRESH, "templates": None, **options}
     for option, choices in (
-        ("generator", schemes.choices()),
+        ("generator", (*schemes.choices(), CODEBOOK)),
         ("upsampler", UPSAMPLERS),
         ("allocator", ALLOCATORS),
         ("coefficient_init", (*STARTS, *OF_DEPTH)),
@@ -132,6 +133,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         if (value := options[option]) not in choices:
             raise ValueError(f"{option}={value!r} is unknown: choose {', '.join(choices)}")
     generator, start = options["generator"], options["coefficient_init"]
+    if generator == CODEBOOK:
+        raise ValueError(
+            f"generator={generator!r} takes its rows from trained weights: give init='fit' and a"
+            " budget, or leave generator out"
+        )
     low_rank, trains = options["low_rank"], options["train_coefficients"]
     if low_rank < 0:
         raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
@@ -236,11 +242,14 @@ def fit_inside(
     """Fit a network inside a budget; return None without a budget or with `templates`."""
     if options["templates"] is not None or request is None:
         return None
+    generator = options["generator"]
+    chosen = generator if generator in (CODEBOOK, fitting.BASIS) else None
     for option, default in OF_FRESH.items():
-        if options[option] != default:
+        if options[option] != default and not (option == "generator" and chosen):
+            instead = f", {CODEBOOK!r} or {fitting.BASIS!r}" if option == "generator" else ""
             raise ValueError(
-                f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
-                " or give templates in place of a budget"
+                f"init='fit' chooses from the weights what {option} would say: leave {option}"
+                f" out{instead}, or give templates in place of a budget"
             )
     layers = find_layers(model, options["include"], options["exclude"])
     refuse_meta(model)
@@ -250,7 +259,7 @@ def fit_inside(
             " fraction or a count (0.1, 18M)"
         )
     roots = activations.roots(model, layers, batches) if batches else None
-    return fitting.fit(layers, request, count_parameters(model), roots)
+    return fitting.fit(layers, request, count_parameters(model), roots, chosen)
 
 
 def refuse_meta(model: nn.Module) -> None:

@@ -201,7 +201,7 @@ def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str,
     """Return a config's keyword arguments of `npas.plan`."""
     keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
     if config.sharing.fits and config.sharing.templates is None:
-        keys -= set(FITTED)
+        keys -= set(FITTED) - ({"generator"} if config.sharing.fit_generator else set())
     if makes_whole(config.sharing.generator):  # npas.plan refuses what a config only warns of
         keys -= {"upsampler", "max_templates"}
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}

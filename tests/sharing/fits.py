@@ -30,7 +30,3 @@ def drawn(seed=0, make=Blocks):
 def fitted(model, budget, **options):
     state = copy.deepcopy(model.state_dict())
     return npas.share(model, budget, init="fit", **options), state  # type: ignore[arg-type]
-
-
-def count(model):
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

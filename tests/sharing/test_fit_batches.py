@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from fits import count, drawn, fitted
+from fits import drawn, fitted
 from torch import nn
 
 import npas
@@ -40,7 +40,7 @@ def test_errors_count_by_what_layers_see(budget):
     for batches in (None, [{"ids": ids} for ids in seen.split(3)]):
         model, _ = fitted(copy.deepcopy(dense), budget, batches=batches)
         report = npas.allocation(model).budget
-        assert count(model) == report.used <= report.allowed and model.training
+        assert npas.count_parameters(model) == report.used <= report.allowed and model.training
         assert not any(module._forward_hooks for module in model.modules() if module is not model)
         with torch.no_grad():
             outputs = [copy.deepcopy(net).eval()(seen[:3]) for net in (model, dense)]
@@ -120,7 +120,9 @@ def test_a_tied_embedding_counts_as_one_and_other_layers_may_be_out_of_reach():
     found = activations.roots(model, find_layers(model), [(ids,)])
     assert set(found) == {"words.weight"} and found["words.weight"].left.shape == (16,)
     model, _ = fitted(model, 0.6, batches=[(ids,)])
-    assert model.head.weight is not None and npas.allocation(model).budget.used == count(model)
+    assert model.head.weight is not None and npas.allocation(
+        model
+    ).budget.used == npas.count_parameters(model)
     with pytest.raises(ValueError, match="reach no layer"):
         activations.roots(drawn(make=Tied), find_layers(model := drawn(make=Tied)), [ids])
 
@@ -149,7 +151,7 @@ def test_a_layer_that_computes_otherwise_than_its_class_counts_as_the_average(wo
     ids = torch.randint(words, (4, 9))
     assert set(activations.roots(model, find_layers(model), [(ids,)])) == {"words.weight"}
     model, _ = fitted(model, 0.6, batches=[(ids,)])
-    assert npas.allocation(model).budget.used == count(model)
+    assert npas.allocation(model).budget.used == npas.count_parameters(model)
 
 
 @pytest.mark.parametrize(

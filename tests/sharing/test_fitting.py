@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from fits import Blocks, count, drawn, fitted
+from fits import Blocks, drawn, fitted
 from tiny import Mlp, shared
 from torch import nn
 from zoo import ZOO
@@ -20,24 +20,33 @@ BUDGETS = (0.4, 0.55, 0.7, 0.93)
 pytestmark = pytest.mark.filterwarnings("ignore:.*look fresh")  # random weights stand for trained
 
 
+GENERATORS = ("basis", "codebook")
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("budget", [0.2, *BUDGETS, "0.701K", "1.001K"])
-def test_budgets_are_exact_and_every_parameter_is_read(budget):
-    model, _ = fitted(drawn(), budget)
+def test_budgets_are_exact_and_every_parameter_is_read(budget, generator):
+    model, _ = fitted(drawn(), budget, generator=generator)
     plan = npas.allocation(model)
-    assert plan.budget.used == count(model) <= plan.budget.allowed
+    assert plan.budget.used == npas.count_parameters(model) <= plan.budget.allowed
     assert plan.budget.allowed - plan.budget.used <= max(plan.budget.allowed // 1000, 6)
     assert plan.unread == 0
     model(torch.randn(2, 12)).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+    if generator == "codebook":  # a zero gradient would mean a row of the bank without a reader
+        assert plan.budget.used == plan.budget.allowed and model.npas_bank_0.grad.all()
+        kept = sum(t.numel() for name, t in model.state_dict().items() if name != "npas_scales")
+        assert kept == plan.budget.used
 
 
+@pytest.mark.parametrize("generator", GENERATORS)
 @pytest.mark.parametrize("specimen", ZOO, ids=lambda specimen: specimen.name)
-def test_any_network_is_fitted_saved_loaded_and_materialized(specimen, tmp_path):
+def test_any_network_is_fitted_saved_loaded_and_materialized(specimen, generator, tmp_path):
     torch.manual_seed(0)
-    model, state = fitted(specimen.make(), 0.6)
+    model, state = fitted(specimen.make(), 0.6, generator=generator)
     model.eval()
     plan = npas.allocation(model)
-    assert plan.budget.used == count(model) <= plan.budget.allowed
+    assert plan.budget.used == npas.count_parameters(model) <= plan.budget.allowed
     npas.save(model, tmp_path)
     again = npas.load(tmp_path, specimen.make()).eval()
     assert npas.allocation(again) == plan
@@ -66,7 +75,7 @@ def test_errors_are_those_of_the_generated_weights():
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_no_farther_than_layers_of_one_rank_each(budget):
-    model, state = fitted(drawn(), budget)
+    model, state = fitted(drawn(), budget, generator="basis")
     layers = [state[layer.name].flatten(1) for layer in npas.allocation(model).layers]
     allowed = npas.allocation(model).split
     room = sum(allowed.values()) - sum(p.numel() for p in model.parameters() if p.dim() < 2)
@@ -76,6 +85,11 @@ def test_no_farther_than_layers_of_one_rank_each(budget):
             left.append(sum(torch.linalg.svdvals(w)[rank:].square().sum() for w in layers))
     best = float((left[-1] / sum(w.square().sum() for w in layers)).sqrt())
     assert npas.weight_errors(model, state).all <= best
+    chosen, _ = fitted(drawn(), budget)  # and the choice between the two is the better one
+    errors = [
+        npas.weight_errors(fitted(drawn(), budget, generator=g)[0], state) for g in GENERATORS
+    ]
+    assert npas.weight_errors(chosen, state).all == min(error.all for error in errors)
 
 
 def low_rank(model, rank):
@@ -167,8 +181,9 @@ def test_templates_come_as_near_as_coefficients_allow(templates, options):
 
 
 def test_artifacts_and_muon_take_a_basis_for_matrices(tmp_path):
-    model, state = fitted(same_rows(drawn(make=lambda: Blocks(8))), 0.55)
-    asked = npas.plan(same_rows(drawn(make=lambda: Blocks(8))), 0.55, init="fit")
+    basis = {"generator": "basis"}
+    model, state = fitted(same_rows(drawn(make=lambda: Blocks(8))), 0.55, **basis)
+    asked = npas.plan(same_rows(drawn(make=lambda: Blocks(8))), 0.55, init="fit", **basis)
     taken = npas.write_artifact(model, tmp_path / "a.npas").bytes
     assert taken <= price(Blocks(8), asked, npas.Packing())
     again = Blocks(8)
@@ -187,9 +202,18 @@ def test_invalid_fits_are_refused_or_warned_of():
         npas.share(Mlp(), 0.5, init="fit", low_rank=1)
     with pytest.raises(ValueError, match="bounds bytes"):
         npas.share(Mlp(), "8KB", init="fit")
-    for budget, said in ((1.5, "the network's 1,316"), (0.1, "at least 233 parameters")):
+    with pytest.raises(ValueError, match="leave generator out, 'codebook' or 'basis'"):
+        npas.share(Mlp(), 0.5, init="fit", generator="hash")
+    with pytest.raises(ValueError, match=r"generator='codebook' .*init='fit'"):
+        npas.share(Mlp(), 0.5, generator="codebook")
+    for budget, generator, said in (
+        (1.5, None, "the network's 1,316"),
+        (0.1, "basis", "at least 233 parameters"),
+        (0.1, "codebook", "at least 191 parameters"),
+        (0.1, None, "at least 191 parameters"),
+    ):
         with pytest.raises(ValueError, match=said):
-            npas.share(drawn(), budget, init="fit")
+            npas.share(drawn(), budget, init="fit", generator=generator)
     with pytest.raises(ValueError, match="init='best' is unknown"):
         npas.share(Mlp(), 0.5, init="best")
     broken = drawn()

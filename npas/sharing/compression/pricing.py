@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from npas.sharing.budget import count_parameters
-from npas.sharing.compression.quantize import PLAIN, count_bytes
+from npas.sharing.compression.quantize import INT24, LARGEST_INT24, PLAIN, count_bytes
 from npas.sharing.generators.bases import extent
+from npas.sharing.generators.codebook import CODEBOOK
 from npas.sharing.generators.low_rank import count_corrections
-from npas.sharing.layers import PREFIX, LayerSpec, bank_name, matrix_form
+from npas.sharing.layers import PREFIX, LayerSpec, bank_name, indices_name, matrix_form
 from npas.sharing.layout.allocation import Allocation, GroupAllocation, LayerAllocation, Scheme
 from npas.sharing.layout.allocator import allocate, members_of, smallest_group
 from npas.sharing.layout.structured import makes_whole
@@ -89,13 +90,27 @@ def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) ->
         for name, shape in shared_shapes(allocation).items():
             empty = torch.empty(shape, dtype=dtype, device="meta")
             state[name] = empty if is_buffer(name) else nn.Parameter(empty)
+    indices = _index_kinds(allocation)
     layers = {id(p) for m in model.modules() if _is_layer(m) for p in m._parameters.values()}
     found: dict[int, Entry] = {}
     for name, tensor in state.items():
         of_layer = id(tensor) in layers and not name.startswith(PREFIX)
         small = "float32" if packing.scheme == "golf" and not of_layer else "float16"
+        if name in indices:
+            found[id(tensor)] = Entry(name, tuple(tensor.shape), indices[name])
+            continue
         found.setdefault(id(tensor), _entry(name, tensor, rows.get(name), small, packing))
     return list(found.values())
+
+
+def _index_kinds(allocation: Allocation | None) -> dict[str, str]:
+    """Return the kind that holds the indices of each layer with a codebook, by their name."""
+    layers = () if allocation is None else allocation.layers
+    return {
+        indices_name(i): INT24 if layer.template_size < LARGEST_INT24 else "int32"
+        for i, layer in enumerate(layers)
+        if layer.upsampler == CODEBOOK
+    }
 
 
 def _entry(name: str, tensor: Tensor, row: int | None, small: str, packing: Packing) -> Entry:

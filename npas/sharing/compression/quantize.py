@@ -1,7 +1,8 @@
 """Encode tensors as bytes for an artifact, and decode them.
 
-The kinds `q8` and `q6` are integers of 8 and 6 bits with one fp16 scale per row. Any other kind is
-the name of the torch dtype that values are cast to. Shapes: R rows of N values.
+The kinds `q8` and `q6` are integers of 8 and 6 bits with one fp16 scale per row, `int24` the three
+low bytes of int32. Any other kind is the name of the torch dtype that values are cast to. Shapes:
+R rows of N values.
 """
 
 import torch
@@ -11,6 +12,7 @@ LEVELS = {"q8": 127, "q6": 31}
 """The largest integer of a quantized kind; the smallest is its negative."""
 _DTYPES = "float64 float32 float16 bfloat16 bool uint8 int64 int32 int16 int8"
 PLAIN: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES.split()}
+INT24, LARGEST_INT24 = "int24", 1 << 23
 CLIPPED, SMALLEST_STEP = 0.9999984, 1 / 127
 """Parameter Golf's baseline clips a row at this quantile of |values|, with scales from 1/127 up."""
 
@@ -18,7 +20,7 @@ CLIPPED, SMALLEST_STEP = 0.9999984, 1 / 127
 def count_bytes(kind: str, size: int, row: int) -> int:
     """Return the bytes that `encode` makes of `size` values, scales included."""
     if kind not in LEVELS:
-        return size * PLAIN[kind].itemsize
+        return size * (3 if kind == INT24 else PLAIN[kind].itemsize)
     return (size if kind == "q8" else 3 * -(-size // 4)) + 2 * -(-size // row)
 
 
@@ -33,6 +35,13 @@ def encode(tensor: Tensor, kind: str, row: int, clips: bool = False) -> bytes:
     if kind in LEVELS:
         codes, scales_R = quantize(flat.float(), row, LEVELS[kind], clips)
         return _bytes(_pack(codes) if kind == "q6" else codes) + _bytes(scales_R)
+    if kind == INT24:
+        if (
+            flat.numel()
+            and not -LARGEST_INT24 <= int(flat.min()) <= int(flat.max()) < LARGEST_INT24
+        ):
+            raise ValueError(f"it holds values out of range for {kind}")
+        return _bytes(flat.int().view(torch.uint8).view(-1, 4)[:, :3])  # little-endian
     plain = flat.to(PLAIN[kind])
     if plain.is_floating_point() and not bool(plain.isfinite().all()):
         raise ValueError(f"it holds values out of range for {kind}")
@@ -41,6 +50,10 @@ def encode(tensor: Tensor, kind: str, row: int, clips: bool = False) -> bytes:
 
 def decode(data: bytes, kind: str, size: int, row: int) -> Tensor:
     """Return the flat tensor that `encode` was given; fp32 if the kind is quantized."""
+    if kind == INT24:
+        low_N3 = _tensor(data, torch.uint8).view(-1, 3)
+        sign_N1 = (low_N3[:, 2:] >= 128).to(torch.uint8) * 255
+        return torch.cat([low_N3, sign_N1], 1).view(torch.int32).view(-1)
     if kind not in LEVELS:
         return _tensor(data, PLAIN[kind])
     end = len(data) - 2 * -(-size // row)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from npas.sharing.generators.bases import BASES, CHANNELS
+from npas.sharing.generators.codebook import CODEBOOK
 from npas.sharing.generators.coefficients import CHOICES, GENERATORS
 from npas.sharing.generators.upsample import UPSAMPLERS
 from npas.utils import plugins
@@ -29,7 +30,7 @@ from npas.utils import plugins
 if TYPE_CHECKING:
     from npas.sharing.layout.allocation import LayerAllocation
 
-OWN = frozenset((*CHOICES, *GENERATORS, *UPSAMPLERS, *BASES, CHANNELS, "none"))
+OWN = frozenset((*CHOICES, *GENERATORS, *UPSAMPLERS, *BASES, CHANNELS, CODEBOOK, "none"))
 _found: dict[str, Any] = {}  # by name: looking up entry points takes milliseconds
 
 

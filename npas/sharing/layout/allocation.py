@@ -11,9 +11,10 @@ from npas.sharing.blocks import place_of, spell_names
 from npas.sharing.budget import BudgetReport
 from npas.sharing.generators import schemes
 from npas.sharing.generators.bases import BASES, CHANNELS, TILES, extent
+from npas.sharing.generators.codebook import CODEBOOK
 from npas.sharing.generators.coefficients import GENERATORS
 from npas.sharing.generators.hashing import HASH
-from npas.sharing.layers import LayerSpec, matrix_form
+from npas.sharing.layers import LayerSpec, indices_name, matrix_form, upsampler_name
 from npas.utils.json_data import decode, shown
 from npas.utils.printing import Grid, Shown, columns
 
@@ -49,6 +50,7 @@ class LayerAllocation(LayerSpec):
       (a shared basis, see `bases`) these are mixtures, `source` is the shape of a tile, and `kept`
       lists the rows or columns that are basis vectors. With channels `learned` is K x output
       channels; a template is a span of K templates.
+      With codebook `source` is 1 x the values of a row and `learned` the number of indices x 1.
     - `first`: the weights of the layers before it, for hash and registered schemes.
     - `scale`: the index of its fixed scale in the network's scales.
     - `rank`: the rank of a low-rank correction added to the generated weight; 0 for none.
@@ -88,6 +90,8 @@ class LayerAllocation(LayerSpec):
                 how += f" of {self.source[0]}x{self.source[1]}"
         elif self.upsampler == CHANNELS:
             how = f"{self.learned[0]} templates by channel"
+        elif self.upsampler == CODEBOOK:
+            how = f"rows of {self.source[1]} from a codebook"
         elif self.upsampler == HASH:
             how = "hashed rows"
         else:
@@ -98,6 +102,11 @@ class LayerAllocation(LayerSpec):
     def intervals(self) -> list[tuple[int, int]]:
         """Return the half-open ranges of the bank that the layer reads."""
         return [(start, start + self.template_size) for start in self.templates]
+
+
+def learned_name(index: int, layer: LayerAllocation) -> str:
+    """Return the name of the tensor of shape `learned` of the layer at this index."""
+    return indices_name(index) if layer.upsampler == CODEBOOK else upsampler_name(index)
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,12 @@ class GroupAllocation:
     @property
     def upsamplers(self) -> int:
         """Count what is a layer's own: of upsamplers, mixtures of basis vectors and channels."""
-        return sum(math.prod(layer.learned) for layer in self.layers)
+        return sum(math.prod(la.learned) for la in self.layers if la.upsampler != CODEBOOK)
+
+    @property
+    def indices(self) -> int:
+        """Count the indices of rows in codebooks, each of which counts as a parameter."""
+        return sum(la.learned[0] for la in self.layers if la.upsampler == CODEBOOK)
 
     @property
     def corrections(self) -> int:
@@ -140,8 +154,9 @@ class GroupAllocation:
 
     @property
     def used(self) -> int:
-        """Count all trainable parameters of the group."""
-        return self.bank + self.coefficients + self.upsamplers + self.corrections + self.ordinary
+        """Count all parameters of the group."""
+        own = self.upsamplers + self.indices + self.corrections
+        return self.bank + self.coefficients + own + self.ordinary
 
     @property
     def unread(self) -> int:
@@ -176,12 +191,14 @@ class Allocation:
     def split(self) -> dict[str, int]:
         """Return the number of parameters by use; the sum is `budget.used`."""
         corrections = sum(group.corrections for group in self.groups)
+        indices = sum(group.indices for group in self.groups)
         return {
             "bank": sum(group.bank for group in self.groups),
             "coefficients": sum(group.coefficients for group in self.groups),
             "upsamplers": sum(group.upsamplers for group in self.groups),
             "unshared": self.unshared + sum(group.ordinary for group in self.groups),
             **({"low_rank": corrections} if corrections else {}),
+            **({"indices": indices} if indices else {}),
         }
 
     @property

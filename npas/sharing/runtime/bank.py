@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from npas.sharing.generators.codebook import CodebookBlock
 from npas.sharing.generators.hashing import HashedBlock
 from npas.sharing.torch_private import backward_pass, is_shared_storage, will_execute
 
@@ -85,7 +86,7 @@ class BankReader:
     def mix(
         self,
         made: Sequence[Tensor],
-        blocks: Sequence[Block | HashedBlock],
+        blocks: Sequence[AnyBlock],
         alphas: Sequence[Tensor],
         read: Iterable[object] = (),
     ) -> list[Tensor]:
@@ -101,7 +102,7 @@ class BankReader:
 
     @torch.no_grad()
     def weights(
-        self, blocks: Sequence[Block | HashedBlock], alphas: Sequence[Tensor], dtype: torch.dtype
+        self, blocks: Sequence[AnyBlock], alphas: Sequence[Tensor], dtype: torch.dtype
     ) -> list[Tensor]:
         """Return the weights of the blocks' layers in their shapes, without gradients.
 
@@ -196,6 +197,9 @@ class Block:
         return gradient_LK, gradient_P.index_add(0, places_KN.reshape(-1), gradients_KN.reshape(-1))
 
 
+AnyBlock = Block | HashedBlock | CodebookBlock
+
+
 class _GradientBuffer:
     """The buffers that a bank's gradient is summed in, one per running backward pass."""
 
@@ -273,7 +277,7 @@ class _Mix(Function):
         entry: Tensor,
         made: Sequence[Tensor],
         buffer: _GradientBuffer,
-        blocks: Sequence[Block | HashedBlock],
+        blocks: Sequence[AnyBlock],
         read: Iterable[object],
         *alphas: Tensor,
     ) -> tuple[Tensor, ...]:

@@ -13,13 +13,15 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from npas.sharing.generators import schemes
 from npas.sharing.generators.bases import BASES, CHANNELS, basis_weight, channel_weight
+from npas.sharing.generators.codebook import CODEBOOK, CodebookBlock, codebook_weight
 from npas.sharing.generators.hashing import HASH, hashed_weight
 from npas.sharing.generators.low_rank import add_correction, factor_names
 from npas.sharing.generators.upsample import UPSAMPLERS
-from npas.sharing.layers import SCALES, bank_name, shared_value, upsampler_name
-from npas.sharing.layout.allocation import LayerAllocation
+from npas.sharing.layers import SCALES, bank_name, indices_name, shared_value
+from npas.sharing.layout.allocation import LayerAllocation, learned_name
 from npas.sharing.runtime.bank import (
     MODIFIED,
+    AnyBlock,
     BankReader,
     BufferPool,
     full_precision,
@@ -179,7 +181,7 @@ class WeightPass:
                 self._readers[group] = BankReader(bank_P, self._pool)
             made = self._values(batch, self._readers[group], mixed_dtype)
             alphas = [self._alpha(rows) for rows in batch.alphas]
-            mixed = self._readers[group].mix(made, batch.blocks, alphas, self._read)
+            mixed = self._readers[group].mix(made, self._blocks(batch), alphas, self._read)
             for i, values in zip(batch.layers, mixed, strict=True):
                 weight, key = self._shape(i, values).to(dtype), (i, dtype)
                 if self._is_kept:  # matmul depends on it
@@ -205,10 +207,21 @@ class WeightPass:
         if any(values is None for values in found):  # the first of its set
             whole = batch.made_with or batch
             alphas = [self._alpha(rows) for rows in whole.alphas]
-            made = dict(zip(whole.layers, reader.weights(whole.blocks, alphas, dtype), strict=True))
+            values = reader.weights(self._blocks(whole), alphas, dtype)
+            made = dict(zip(whole.layers, values, strict=True))
             found = [made.pop(i) for i in batch.layers]
             self._made |= {(i, dtype, version): values for i, values in made.items()}
         return [values for values in found if values is not None]
+
+    def _blocks(self, batch: Batch) -> list[AnyBlock]:
+        """Return a batch's blocks, with their indices into codebooks."""
+        found, left = list[AnyBlock](), iter(batch.layers)
+        for block in batch.blocks:
+            first, *_ = [next(left) for _ in block.rows]
+            if isinstance(block, CodebookBlock):
+                block = block.bind(self._tensor(indices_name(first)))
+            found.append(block)
+        return found
 
     def _batch(self, index: int) -> Batch:
         """Return the batch that a layer is generated in: with recompute, the layer alone."""
@@ -221,7 +234,7 @@ class WeightPass:
         batch, reader = self._batch(index), self._readers[self._reading.places[index][0]]
         with full_precision(self._bank(index).device):
             alphas = [self._alpha(rows) for rows in batch.alphas]
-            (values,) = reader.weights(batch.blocks, alphas, dtype)
+            (values,) = reader.weights(self._blocks(batch), alphas, dtype)
             return self._shape(index, values)
 
     def _inputs(self, index: int) -> list[Tensor]:
@@ -243,8 +256,8 @@ class WeightPass:
         return self._tensor(bank_name(self._reading.places[index][0]))
 
     def _learned(self, index: int) -> Tensor | None:
-        has_weights = self._reading.places[index][1].learned[0] > 0
-        return self._tensor(upsampler_name(index)) if has_weights else None
+        layer = self._reading.places[index][1]
+        return self._tensor(learned_name(index, layer)) if layer.learned[0] else None
 
     def _factors(self, index: int) -> list[Tensor]:
         """Return B and A of the layer's low-rank correction; [] if it has none."""
@@ -262,7 +275,8 @@ class WeightPass:
         if layer.upsampler is None or values.ndim > 1:
             return values.view(layer.shape)
         learned = self._learned(index)
-        learned = None if learned is None else learned.to(values.dtype)
+        if learned is not None and learned.is_floating_point():
+            learned = learned.to(values.dtype)
         return _shaped(values, learned, layer).view(layer.shape)
 
     def _alpha(self, rows: Rows | None) -> Tensor:
@@ -312,6 +326,10 @@ def _shaped(values: Tensor, learned: Tensor | None, layer: LayerAllocation) -> T
         return values
     if layer.upsampler == HASH:
         return hashed_weight(values, layer.source[1], layer.size, layer.first)
+    if layer.upsampler == CODEBOOK:
+        assert learned is not None
+        bank, row = layer.template_size, layer.source[1]
+        return codebook_weight(values, learned.view(-1), bank, row, layer.size)
     if layer.upsampler in BASES:
         assert learned is not None
         return basis_weight(values, learned, layer)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from npas.sharing.generators import schemes
 from npas.sharing.generators.bases import BASES, CHANNELS, basis_variance, initial_mixture
+from npas.sharing.generators.codebook import CODEBOOK, initial_indices
 from npas.sharing.generators.coefficients import (
     FIXED,
     GENERATORS,
@@ -26,7 +27,7 @@ from npas.sharing.generators.coefficients import (
 from npas.sharing.generators.low_rank import draw_right, factor_names
 from npas.sharing.generators.upsample import UPSAMPLERS, mean_variance
 from npas.sharing.layers import SCALES, bank_name, generator_name, upsampler_name
-from npas.sharing.layout.allocation import Allocation, GroupAllocation
+from npas.sharing.layout.allocation import Allocation, GroupAllocation, learned_name
 
 PIECE = 1 << 24
 """Values of a bank that are drawn at a time, which bounds the memory of fp32 draws."""
@@ -105,14 +106,16 @@ def initialize(
                 variance = square / bank_spread**2
             elif layer.learned[0]:
                 assert layer.upsampler is not None
-                if layer.upsampler in BASES:
+                if layer.upsampler == CODEBOOK:
+                    drawn = initial_indices(layer)
+                elif layer.upsampler in BASES:
                     drawn = initial_mixture(layer, rng)
                 elif layer.upsampler == CHANNELS:
                     drawn = channels[i].unsqueeze(1).expand(layer.learned)
                 else:
                     drawn = UPSAMPLERS[layer.upsampler].initial(layer.learned, rng)
             if drawn is not None:
-                _set(root, upsampler_name(index), drawn)
+                _set(root, learned_name(index, layer), drawn)
             if layer.rank:
                 right = factor_names(index)[1]
                 _set(root, right, draw_right(root.get_parameter(right).shape, rng))

@@ -16,6 +16,7 @@ from torch import nn
 from npas.sharing.generators.coefficients import FIXED, GENERATORS
 from npas.sharing.generators.low_rank import factor_shapes
 from npas.sharing.layers import (
+    INDICES,
     PREFIX,
     SCALES,
     Layer,
@@ -25,9 +26,8 @@ from npas.sharing.layers import (
     remove_shared,
     require_network,
     shared_names,
-    upsampler_name,
 )
-from npas.sharing.layout.allocation import Allocation, LayerAllocation
+from npas.sharing.layout.allocation import Allocation, LayerAllocation, learned_name
 from npas.sharing.runtime import audit, storage
 from npas.sharing.runtime.attachment import attach, detach, rounds_under_autocast
 from npas.sharing.runtime.guards import guard, remove_guards
@@ -110,7 +110,8 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
         if group.bank:
             for name, shape in group_shapes(allocation, g).items():
                 if is_buffer(name):
-                    model.register_buffer(name, like.new_zeros(shape))
+                    kind = torch.int32 if holds_indices(name) else like.dtype
+                    model.register_buffer(name, like.new_zeros(shape, dtype=kind))
                 else:
                     model.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
             for i, tensor in enumerate(tensors, index):
@@ -164,7 +165,7 @@ def group_shapes(allocation: Allocation, g: int) -> dict[str, tuple[int, ...]]:
             shapes[generator_name(kind, g, templates)] = shape
     for i, layer in enumerate(group.layers, first):
         if layer.learned[0]:
-            shapes[upsampler_name(i)] = layer.learned
+            shapes[learned_name(i, layer)] = layer.learned
         shapes |= factor_shapes(i, layer)
     return shapes
 
@@ -179,7 +180,12 @@ def shared_shapes(allocation: Allocation) -> dict[str, tuple[int, ...]]:
 
 def is_buffer(name: str) -> bool:
     """Return whether a tensor that `install` puts on the root is a buffer, not a parameter."""
-    return name == SCALES or name.startswith(f"{PREFIX}{FIXED}_")
+    return name == SCALES or name.startswith(f"{PREFIX}{FIXED}_") or holds_indices(name)
+
+
+def holds_indices(name: str) -> bool:
+    """Return whether a shared tensor holds a layer's indices into its codebook, integers."""
+    return name.startswith(f"{PREFIX}{INDICES}_")
 
 
 def restore(

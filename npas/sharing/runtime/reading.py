@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from npas.sharing.generators.codebook import CODEBOOK, CodebookBlock
 from npas.sharing.generators.coefficients import GENERATORS
 from npas.sharing.generators.hashing import HASH, HashedBlock
 from npas.sharing.layers import generator_name
 from npas.sharing.layout.allocation import Allocation
-from npas.sharing.runtime.bank import Block
+from npas.sharing.runtime.bank import AnyBlock, Block
 
 LARGEST_BLOCK = 1 << 22
 LARGEST_PART = 1 / 16
@@ -54,7 +55,7 @@ class Batch:
     """
 
     layers: list[int]
-    blocks: tuple[Block | HashedBlock, ...]
+    blocks: tuple[AnyBlock, ...]
     alphas: tuple[Rows | None, ...]
     made_with: Batch | None = None
 
@@ -113,7 +114,7 @@ class Reading:
         for i, (g, layer) in enumerate(self.places):
             if self.twins[i] != i:
                 continue
-            own = i if layer.upsampler == HASH else None
+            own = i if layer.upsampler in (CODEBOOK, HASH) else None
             key = (g, layer.templates, layer.template_size, i in self.low, own)
             found = among.get(key)
             if found is None or (len(found) + 1) * layer.size > max(largest, weights * LARGEST_SET):
@@ -154,7 +155,7 @@ class Reading:
         """Return a batch of blocks of layers; `keys` name their memory, by default the layers."""
         layers = [i for block in blocks for i in block]
         alphas = list(dict.fromkeys(self.rows.get(i) for i in layers))
-        made: list[Block | HashedBlock] = []
+        made: list[AnyBlock] = []
         for block in blocks:
             plans, rows, first = [self.places[i][1] for i in block], [], self.places[block[0]][1]
             for i, plan in zip(block, plans, strict=True):
@@ -164,6 +165,10 @@ class Reading:
             if first.upsampler == HASH:
                 held = tuple(keys or block), first.size, first.first, tuple(rows), (first.shape,)
                 made.append(HashedBlock(*held))
+                continue
+            if first.upsampler == CODEBOOK:
+                own_keys, row = tuple(keys or block), first.source[1]
+                made.append(CodebookBlock(own_keys, first.size, row, tuple(rows), (first.shape,)))
                 continue
             shapes = tuple((p.template_size,) if p.upsampler else p.shape for p in plans)
             reads = first.templates, first.template_size

@@ -81,6 +81,10 @@ class Root:
         """Return L^T weight M."""
         return _times(self.left, _times(self.right, weight_RN.T).T)
 
+    def importance(self, rows: int, columns: int) -> Tensor:
+        """Return the weight of each value's squared error, R x N: G_rr C_nn."""
+        return _diagonal(self.left, rows)[:, None] * _diagonal(self.right, columns)
+
     def undo(self, left_RK: Tensor, right_KN: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of a weight, given those of `weigh(weight)`."""
         return _solve(self.left, left_RK), _solve(self.right, right_KN.T).T
@@ -90,6 +94,12 @@ def _times(factor: Tensor | None, matrix: Tensor) -> Tensor:
     if factor is None:
         return matrix
     return factor[:, None] * matrix if factor.dim() == 1 else factor.T @ matrix
+
+
+def _diagonal(factor: Tensor | None, size: int) -> Tensor:
+    if factor is None:
+        return torch.ones(size, dtype=torch.float64)
+    return (factor if factor.dim() == 1 else factor.norm(dim=1)).square()
 
 
 def _solve(factor: Tensor | None, matrix: Tensor) -> Tensor:

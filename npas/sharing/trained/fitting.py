@@ -1,6 +1,8 @@
 """Fit a shared network to trained weights: choose groups, sizes and values (`init="fit"`).
 
-The layers of one shape share one of the following, or each has a basis of its own:
+Either all layers share a codebook (`codebooks`), or they share bases; `fit` takes what has the
+smaller error. With bases, the layers of one shape share one of the following, or each has a basis
+of its own:
     a basis of their rows or of their columns (Basis Sharing, Wang et al., ICLR 2025),
     templates as large as they are (Savarese & Maire, ICLR 2019).
 Both are truncated SVDs of the stacked weights, each divided by its root mean square. The singular
@@ -16,30 +18,31 @@ Given batches, errors are those of the network's outputs to first order (`activa
 that the batches do not reach counts as much per weight as the others do on average. Layers that
 they reach do not share a basis.
 
-With a given allocation of K templates per group, `fill_templates` chooses the values only.
-
 Everything is computed in float64, one shape at a time.
 Shapes: L layers with weights of R x N as matrices; K vectors or templates of N values.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from npas.sharing.budget import Budget, BudgetReport, spell_count
-from npas.sharing.layers import SCALES, Layer, bank_name, matrix_form
+from npas.sharing.generators.codebook import CODEBOOK
+from npas.sharing.layers import Layer, matrix_form
 from npas.sharing.layout.allocation import Allocation, Scheme
 from npas.sharing.runtime.audit import follow, shared_layers
 from npas.sharing.runtime.errors import Errors
 from npas.sharing.runtime.install import shared_weights
 from npas.sharing.trained.activations import Root
-from npas.sharing.trained.stacks import Unit, gram, matrix, norm, place, products, scaled
+from npas.sharing.trained.codebooks import Weigh, generated_errors, place_codebooks, smallest
+from npas.sharing.trained.stacks import Placed, Unit, gram, matrix, norm, place, products, scaled
 from npas.utils.checks import require
 from npas.utils.progress import Bar, track
 
+BASIS = "basis"
 WIDEST = 8192
 """The longest vectors of a shared basis: matrices of N x N are decomposed."""
 
@@ -53,51 +56,55 @@ class Fit:
 
 
 def fit(
-    layers: Sequence[Layer], request: Budget, dense: int, roots: Mapping[str, Root] | None = None
+    layers: Sequence[Layer],
+    request: Budget,
+    dense: int,
+    roots: Mapping[str, Root] | None = None,
+    generator: str | None = None,
 ) -> Fit:
     """Fit the layers of a network of `dense` trainable parameters inside the budget.
 
-    `roots` are those of `activations.roots`. Raises ValueError for a budget below one vector per
-    layer, or not below the dense count.
+    `generator` is "codebook", "basis" or None, the one of these with the smaller error. `roots` are
+    those of `activations.roots`. Raises ValueError for a budget that is too small, or not below the
+    dense count.
     """
     unshared = dense - sum(layer.spec.size for layer in layers)
     allowed = request.allowed(dense)
-    shapes: dict[tuple[int, int], list[Layer]] = {}
-    for layer in layers:
-        shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
     if allowed >= dense:
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} parameters, no fewer than the network's"
             f" {dense:,}: there is nothing to fit, train it as it is"
         )
-    density = _density(layers, roots or {})
-    with Bar("fitting layers", len(layers)) as bar:
-        choices = [c for alike in shapes.values() for c in _choices(alike, roots, density, bar)]
-    floor = unshared + sum(choice.least for choice in choices)
-    if allowed < floor:
+    density, available = _density(layers, roots or {}), allowed - unshared
+    found: list[tuple[float, Placed]] = []
+    floors: list[int] = []
+    if generator != BASIS:
+        books = place_codebooks(layers, available, _importance(roots, density) if roots else None)
+        floors.append(smallest([layer.spec.size for layer in layers]))
+        if books is not None:
+            wrong = generated_errors(layers, *books)
+            found.append((_weighed(layers, wrong, roots, density), books))
+    if generator != CODEBOOK:
+        choices = _all_choices(layers, roots, density)
+        floors.append(sum(choice.least for choice in choices))
+        if floors[-1] <= available:
+            units = _bases(choices, available, max(allowed // 1000, len(layers)))
+            order = {layer.spec.name: i for i, layer in enumerate(layers)}
+            units.sort(key=lambda unit: min(order[layer.spec.name] for layer in unit.layers))
+            found.append((_error(units), place(units)))
+    if not found:
+        floor = unshared + min(floors)
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, and a fit"
             f" takes at least {floor:,} parameters: ask for budget={spell_count(floor)} or more"
         )
-    available = allowed - unshared
-    units, left = _spend(choices, available)
-    if left > max(allowed // 1000, len(layers)) and not any(u.may_be_cut for u in units):
-        # Templates cannot be truncated, so budget is left. Do without, unless that is worse.
-        bases = [_Choice([o for o in c.options if o[0].kind != "templates"]) for c in choices]
-        if sum(choice.least for choice in bases) <= available:
-            other = _spend(bases, available)
-            if _error(other[0]) <= _error(units):
-                units, left = other
-    _cut_short(units, left)
-    order = {layer.spec.name: i for i, layer in enumerate(layers)}
-    units.sort(key=lambda unit: min(order[layer.spec.name] for layer in unit.layers))
-    groups, values = place(units)
+    _, (groups, values) = min(found, key=lambda pair: pair[0])
     used = unshared + sum(group.used for group in groups)
     assert used <= allowed, (used, allowed)
     budget = BudgetReport(request.canonical, dense, allowed, used)
-    found = Allocation(Scheme(), budget, unshared, tuple(groups))
-    assert not found.unread
-    return Fit(found, values)
+    plan = Allocation(Scheme(), budget, unshared, tuple(groups))
+    assert not plan.unread
+    return Fit(plan, values)
 
 
 @torch.no_grad()
@@ -107,54 +114,6 @@ def fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         own = getattr(model, name)
         assert own.shape == tensor.shape, (name, own.shape, tensor.shape)
         own.copy_(tensor)
-
-
-@torch.no_grad()
-def fill_templates(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fit the values of a network whose groups mix K templates each to trained weights.
-
-    With `wavg` and more layers than templates, coefficients and templates are the truncated SVD of
-    the layers' weights. Otherwise coefficients stay, and the templates are fitted by least squares.
-    """
-    shared, first = shared_weights(model), 0
-    scales = model.get_buffer(SCALES).double().cpu()
-    for g, group in enumerate(shared.allocation.groups):
-        count = len(group.layers)
-        if group.bank:
-            rows = shared.reading.rows[first]
-            scale_L1 = scales[[layer.scale for layer in group.layers]][:, None]
-            bank = model.get_parameter(bank_name(g))
-            bank_KN = bank.detach().double().cpu().view(rows.templates, -1)
-            weight_LN = torch.stack([_exact(state[layer.name]) for layer in group.layers])
-            if rows.mixing == "wavg" and rows.templates < count:
-                alpha_LK, bank_KN = _singular(weight_LN, bank_KN)
-                model.get_parameter(rows.names["coefficients"]).copy_(alpha_LK / scale_L1)
-            else:
-                alpha_LK = rows.coefficients(lambda name: getattr(model, name)).double().cpu()
-                alpha_LK = alpha_LK * scale_L1
-                bank_KN += torch.linalg.pinv(alpha_LK) @ (weight_LN - alpha_LK @ bank_KN)
-            bank.copy_(bank_KN.reshape(-1))
-        first += count
-
-
-def _exact(weight: Tensor) -> Tensor:
-    return weight.detach().to("cpu", torch.float64).reshape(-1)
-
-
-def _singular(weight_LN: Tensor, bank_KN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (coefficients L x K, templates K x N) of the truncated SVD of the weights, L x N.
-
-    Coefficients are scaled to rows of about norm one. Templates of singular value zero keep the
-    values of `bank_KN`, with coefficients of zero.
-    """
-    count, k = len(weight_LN), len(bank_KN)
-    squares, vectors_LL = torch.linalg.eigh(weight_LN @ weight_LN.T)
-    singular_K, vectors_LK = squares.flip(0)[:k].clamp(min=0).sqrt(), vectors_LL.flip(1)[:, :k]
-    length = float(squares.clamp(min=0).sum() / count) ** 0.5  # root mean square norm of a weight
-    needed_K = singular_K > 1e-6 * singular_K[0]
-    alpha_LK = torch.where(needed_K, vectors_LK * singular_K / length, 0.0)
-    templates_KN = vectors_LK.T @ weight_LN * (length / singular_K.clamp(min=1e-300))[:, None]
-    return alpha_LK, torch.where(needed_K[:, None], templates_KN, bank_KN)
 
 
 @torch.no_grad()
@@ -183,6 +142,10 @@ def weight_errors(model: nn.Module, dense_state: Mapping[str, Tensor]) -> Errors
         norms[layer.name] = float(target.square().sum())
     relative = {name: _ratio(errors[name], norms[name]) for name in errors}
     return Errors(relative, _ratio(sum(errors.values()), sum(norms.values())))
+
+
+def _exact(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float64).reshape(-1)
 
 
 def _ratio(error: float, norm: float) -> float:
@@ -231,9 +194,7 @@ def _choices(
         weight_RN = scaled(layer) if root is None else root.weigh(scaled(layer))
         square = weight_RN @ weight_RN.T if rows < values else weight_RN.T @ weight_RN
         k = torch.arange(min(rows, values) + 1, dtype=torch.float64)
-        weight = _weight([layer])
-        if roots is not None and (root is None or not root.has_gradients):
-            weight = density * size / max(float(square.trace()), 1e-300)
+        weight = _unit_weight(layer, root, roots is not None, density, float(square.trace()))
         errors = _errors(square) * weight
         own.append(Unit([layer], "own", errors, k * (rows + values - k), root=root))
         bar.advance()
@@ -257,6 +218,75 @@ def _choices(
     if len(options) == 1:
         return [_Choice([[unit]]) for unit in own]
     return [_Choice(options)]
+
+
+def _importance(roots: Mapping[str, Root], density: float) -> Weigh:
+    """Return a function from a layer to the factors of its squared errors, R x N."""
+
+    def weigh(layer: Layer) -> Tensor:
+        root, form = roots.get(layer.spec.name), matrix_form(layer.spec.shape)
+        factor_RN = torch.ones(form, dtype=torch.float64)
+        if root is not None:
+            factor_RN = root.importance(*form)
+        whole = float((scaled(layer).square() * factor_RN).sum())
+        return factor_RN * _unit_weight(layer, root, True, density, whole)
+
+    return weigh
+
+
+def _weighed(
+    layers: Sequence[Layer],
+    wrong: Iterable[Tensor],
+    roots: Mapping[str, Root] | None,
+    density: float,
+) -> float:
+    """Return the squared error of all layers, in the units of `Unit.errors`, of scaled errors."""
+    total = 0.0
+    for layer, wrong_RN in zip(layers, wrong, strict=True):
+        root, weight_RN = (roots or {}).get(layer.spec.name), scaled(layer)
+        if root is not None:
+            wrong_RN, weight_RN = root.weigh(wrong_RN), root.weigh(weight_RN)
+        whole = float(weight_RN.square().sum())
+        weight = _unit_weight(layer, root, roots is not None, density, whole)
+        total += float(wrong_RN.square().sum()) * weight
+    return total
+
+
+def _unit_weight(
+    layer: Layer, root: Root | None, has_roots: bool, density: float, square: float
+) -> float:
+    """Return the factor of a layer's squared errors, after scaling and weighing by its root.
+
+    `square` is that of the whole weight.
+    """
+    if has_roots and (root is None or not root.has_gradients):
+        return density * layer.spec.size / max(square, 1e-300)
+    return _weight([layer])
+
+
+def _all_choices(
+    layers: Sequence[Layer], roots: Mapping[str, Root] | None, density: float
+) -> list[_Choice]:
+    """Return the choices for the layers of all shapes."""
+    shapes: dict[tuple[int, int], list[Layer]] = {}
+    for layer in layers:
+        shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
+    with Bar("fitting layers", len(layers)) as bar:
+        return [c for alike in shapes.values() for c in _choices(alike, roots, density, bar)]
+
+
+def _bases(choices: Sequence[_Choice], available: int, unspent: int) -> list[Unit]:
+    """Return the units that bases spend a budget on; templates may leave `unspent` parameters."""
+    units, left = _spend(choices, available)
+    if left > unspent and not any(u.may_be_cut for u in units):
+        # Templates cannot be truncated, so budget is left. Do without, unless that is worse.
+        bases = [_Choice([o for o in c.options if o[0].kind != "templates"]) for c in choices]
+        if sum(choice.least for choice in bases) <= available:
+            other = _spend(bases, available)
+            if _error(other[0]) <= _error(units):
+                units, left = other
+    _cut_short(units, left)
+    return units
 
 
 def _spend(choices: Sequence[_Choice], available: int) -> tuple[list[Unit], int]:

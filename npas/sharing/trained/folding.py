@@ -28,9 +28,8 @@ from npas.sharing.layers import (
     generator_name,
     generator_names,
     shared_names,
-    upsampler_name,
 )
-from npas.sharing.layout.allocation import Allocation, GroupAllocation
+from npas.sharing.layout.allocation import Allocation, GroupAllocation, learned_name
 from npas.sharing.runtime import audit, storage
 from npas.sharing.runtime.install import (
     install,
@@ -263,7 +262,8 @@ def _fill(
                 new[name].requires_grad_(drawn.requires_grad)
         for layer in group.layers:
             if layer.learned[0]:
-                new[upsampler_name(index)] = values[upsampler_name(old_index[layer.name])]
+                old_name = learned_name(old_index[layer.name], layer)
+                new[learned_name(index, layer)] = values[old_name]
             if layer.rank:
                 pairs = zip(factor_names(index), factor_names(old_index[layer.name]), strict=True)
                 new |= {name: values[before] for name, before in pairs}

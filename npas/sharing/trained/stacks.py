@@ -28,6 +28,10 @@ TURNS = 12
 """Power iterations for a truncated last vector."""
 
 
+Placed = tuple[list[GroupAllocation], dict[str, Tensor]]
+"""Groups, and the values of their shared tensors by name."""
+
+
 @dataclass
 class Unit:
     """Layers that share one basis, with the errors and costs of each number K of vectors.
@@ -68,7 +72,7 @@ class Unit:
         return k, float(total[k])
 
 
-def place(units: Sequence[Unit]) -> tuple[list[GroupAllocation], dict[str, Tensor]]:
+def place(units: Sequence[Unit]) -> Placed:
     """Return a group per unit and one of all whole layers, and the tensors' values by name."""
     groups: list[GroupAllocation] = []
     values: dict[str, Tensor] = {}

@@ -1,0 +1,191 @@
+"""Codebooks: weights made of bank rows that a fit has chosen, an index for each."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fits import Blocks, drawn, fitted
+from torch.func import functional_call, grad
+
+import npas
+from npas.sharing import price
+from npas.sharing.compression.quantize import decode, encode
+from npas.sharing.trained.codebooks import quantize, row_length, tree
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*look fresh")  # random weights stand for trained
+X = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+
+
+def by_codebook(budget=0.45, make=Blocks, **options):
+    return fitted(drawn(make=make), budget, generator="codebook", **options)[0]
+
+
+def naive(model):
+    """Return the weights by name, row by row from their definition."""
+    plan, tensors, found = npas.allocation(model), dict(model.state_dict()), {}
+    for i, layer in enumerate(plan.layers):
+        bank, row = tensors["npas_bank_0"], layer.source[1]
+        rows = []
+        for index in tensors[f"npas_indices_{i}"].flatten().tolist():
+            start = min((-1 - index if index < 0 else index) * row, len(bank) - row)
+            rows.append(bank[start : start + row] * (-1 if index < 0 else 1))
+        flat = torch.cat(rows)[: layer.size] * tensors["npas_scales"][layer.scale]
+        found[layer.name] = flat.view(layer.shape)
+    return found
+
+
+@pytest.mark.parametrize("budget", [0.25, 0.37, 0.5, 0.8])
+def test_weights_are_signed_rows_of_the_bank(budget):
+    model = by_codebook(budget)
+    dense = npas.materialize(copy.deepcopy(model)).state_dict()
+    for name, weight in naive(model).items():
+        assert torch.equal(dense[name], weight), name
+    again = by_codebook(budget)
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_are_those_of_plain_operations(recompute):
+    model = by_codebook(0.4, recompute=recompute).double()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+
+    def loss(own):
+        return functional_call(model, own | buffers, (X.double(),)).square().sum()
+
+    expected = grad(loss)({name: p.detach() for name, p in parameters.items()})
+    for _ in range(2):
+        model.zero_grad()
+        model(X.double()).square().sum().backward()
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+    def of_bank(bank):
+        return functional_call(model, {"npas_bank_0": bank}, (X[:1].double(),))
+
+    bank = model.npas_bank_0.detach().requires_grad_()
+    assert torch.autograd.gradcheck(of_bank, bank, fast_mode=True)
+    if not recompute:
+        assert torch.autograd.gradgradcheck(of_bank, bank, fast_mode=True)
+
+
+def test_it_trains_and_its_indices_stay():
+    model = by_codebook(0.4)
+    before = {name: t.clone() for name, t in model.state_dict().items() if "indices" in name}
+    assert before and not any("indices" in name for name, _ in model.named_parameters())
+    target = drawn(seed=5)(X).detach()
+    optimizer = torch.optim.Adam(npas.param_groups(model, 0.0), lr=0.01)
+    losses = []
+    for _ in range(60):
+        loss = F.mse_loss(model(X), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items())
+
+
+def test_loaded_indices_are_read_and_copies_hold_no_tables(tmp_path):
+    model, other = by_codebook(), by_codebook()
+    with torch.no_grad():
+        other(X).sum()
+    other(X).sum().backward()
+    state = other.state_dict()
+    name = "npas_indices_1"
+    state[name] = state[name].flip(0).clone()
+    other.load_state_dict(state)
+    for net in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        net.zero_grad()
+        dense = npas.materialize(copy.deepcopy(net))
+        assert torch.equal(dense.body[1].weight, naive(net)["body.1.weight"])
+        net(X).square().sum().backward()
+        dense(X).square().sum().backward()
+        torch.testing.assert_close(net.body[0].bias.grad, dense.body[0].bias.grad)
+    assert not torch.equal(other(X), model(X))
+    with torch.no_grad():  # a new version with the same values, as DDP makes one at each step
+        before = other(X)
+        for buffer in other.buffers():
+            buffer.copy_(buffer.clone())
+        assert torch.equal(other(X), before)
+
+
+def test_dtypes_compilers_and_files(tmp_path):
+    model = by_codebook()
+    expected = model(X)
+    compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), expected)
+    torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), expected)
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert half.npas_indices_0.dtype == torch.int32
+    torch.testing.assert_close(half(X.bfloat16()).float(), expected, atol=0.3, rtol=0.3)
+    npas.save(model, tmp_path)
+    assert torch.equal(npas.load(tmp_path, Blocks())(X), expected)
+    plan = npas.plan(drawn(), 0.45, init="fit", generator="codebook")
+    assert plan == npas.allocation(model)
+    taken = npas.write_artifact(model, tmp_path / "a.npas").bytes
+    assert taken <= price(Blocks(), plan, npas.Packing())
+    signed = torch.tensor([-8_388_608, -1, 0, 5, 8_388_607], dtype=torch.int32)
+    stored = encode(signed, "int24", 0)
+    assert len(stored) == 15 and torch.equal(decode(stored, "int24", 5, 0), signed)
+    with pytest.raises(ValueError, match="out of range for int24"):
+        encode(signed - 1, "int24", 0)
+    again = npas.read_artifact(tmp_path / "a.npas", Blocks())
+    assert torch.equal(again.npas_indices_1, model.npas_indices_1)
+    torch.testing.assert_close(again(X), expected, atol=0.1, rtol=0.1)
+
+
+def test_layers_of_different_dtypes_have_codebooks_of_their_own():
+    model = drawn()
+    model.conv.double()
+    model, state = fitted(model, 0.6, generator="codebook")
+    plan = npas.allocation(model)
+    assert [group.name for group in plan.groups] == ["codebook 0", "codebook 1"]
+    assert plan.budget.used == plan.budget.allowed == npas.count_parameters(model)
+    assert model.conv.weight.dtype == torch.float64 and npas.weight_errors(model, state).all < 0.5
+
+
+def test_rows_that_are_alike_are_found_up_to_their_sign():
+    rng = torch.Generator().manual_seed(0)
+    distinct = torch.randn(20, 4, generator=rng)
+    picked = torch.randint(20, (600,), generator=rng)
+    signs = torch.randint(2, (600, 1), generator=rng) * 2.0 - 1
+    rows = distinct[picked] * signs
+    bank, indices = quantize(rows, 40)
+    made = bank[torch.where(indices < 0, -1 - indices, indices)]
+    torch.testing.assert_close(made * torch.where(indices < 0, -1.0, 1.0)[:, None], rows)
+    assert len(torch.where(indices < 0, -1 - indices, indices).unique()) == 40
+
+
+def test_cells_have_equal_mass_and_values_of_more_weight_smaller_errors():
+    rows = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    for count in (1, 2, 7, 64, 999, 1000):
+        sizes = torch.bincount(tree(rows, count), minlength=count)
+        assert len(sizes) == count and sizes.max() <= -(-1000 // count) + 1 and sizes.min() >= 1
+    weight = torch.ones(1000, 3)
+    weight[:300] = 100
+    errors = []
+    for own in (None, weight):
+        bank, indices = quantize(rows, 100, own)
+        made = bank[torch.where(indices < 0, -1 - indices, indices)]
+        made = made * torch.where(indices < 0, -1.0, 1.0)[:, None]
+        errors.append((made - rows).square().mean(1))
+    assert errors[1][:300].mean() < 0.65 * errors[0][:300].mean()
+    assert (errors[1] * weight[:, 0]).mean() < 0.7 * (errors[0] * weight[:, 0]).mean()
+
+
+def test_the_length_of_rows_is_near_the_best_one():
+    values = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
+    for budget in (0.15, 0.3, 0.55):
+        errors = {}
+        for row in range(2, 16):
+            rows = F.pad(values, (0, -len(values) % row)).view(-1, row)
+            count = (int(budget * len(values)) - len(rows)) // row
+            if count >= 2:
+                bank, indices = quantize(rows, count)
+                made = bank[torch.where(indices < 0, -1 - indices, indices)]
+                wrong = made * torch.where(indices < 0, -1.0, 1.0)[:, None] - rows
+                errors[row] = float(wrong.square().mean())
+        chosen = row_length([len(values)], int(budget * len(values)))
+        assert errors[chosen] < 1.1 * min(errors.values()), (budget, chosen, errors)
