@@ -8,7 +8,8 @@
 An error is |W - generated| / |W| over all shareable layers. Budgets are relative to the parameters
 of what is shared: MiniLM-L6's encoder, MiniLM-L6, or EfficientNet-Lite0. The methods are generators
 of `npas.share(init="fit")`. Rows that the file already has are kept; those with method `projection`
-(least squares onto one group of fixed templates) were measured by earlier versions. Needs transformers and timm. Takes minutes on one core.
+(least squares onto one group of fixed templates) were measured by earlier versions. Needs
+transformers and timm. Takes minutes on one core.
 """
 
 import argparse
