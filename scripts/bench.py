@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--action", default="train", choices=list(ACTIONS))
     parser.add_argument("--command", help="an npas command with arguments, instead of --model")
     parser.add_argument("--budgets", default="0.1,0.5,2")
-    parser.add_argument("--generator", default="wavg", help="sharing.generator")
+    parser.add_argument("--generator", default="wavg", help="sharing.generator; codebook fits one")
     parser.add_argument("--base", type=Path, help="checkout of another build of npas")
     parser.add_argument("--hand", action="store_true", help="add the handwritten network")
     parser.add_argument("--limits", action="store_true", help="with --action generate")
@@ -204,6 +204,7 @@ def share(arguments: argparse.Namespace, network: Any, budget: str) -> Any:
     import npas
 
     options = {"generator": arguments.generator, "recompute": arguments.recompute}
+    options |= {"init": "fit"} if arguments.generator == "codebook" else {}
     return npas.share(network, budget, **options)
 
 

