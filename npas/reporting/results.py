@@ -32,7 +32,7 @@ SOURCES = ("real", "synthetic")
 # Fields that older results lack.
 ADDED = (
     "search", "history", "parallel", "divergence", "init", "published", "files", "earlier", "hub",
-    "low_rank", "artifact", "pruning",
+    "low_rank", "indices", "artifact", "pruning",
 )  # fmt: skip
 # Fields in which results of one config may differ if one run was killed and resumed: times, memory,
 # the machine, versions, and keys that do not affect the result. A name includes all below it. Other
