@@ -136,7 +136,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     if generator == CODEBOOK:
         raise ValueError(
             f"generator={generator!r} takes its rows from trained weights: give init='fit' and a"
-            " budget, or leave generator out"
+            " budget, without templates, or leave generator out"
         )
     low_rank, trains = options["low_rank"], options["train_coefficients"]
     if low_rank < 0:
@@ -246,10 +246,10 @@ def fit_inside(
     chosen = generator if generator in (CODEBOOK, fitting.BASIS) else None
     for option, default in OF_FRESH.items():
         if options[option] != default and not (option == "generator" and chosen):
-            instead = f", {CODEBOOK!r} or {fitting.BASIS!r}" if option == "generator" else ""
+            names = f"give {CODEBOOK!r} or {fitting.BASIS!r}, " if option == "generator" else ""
             raise ValueError(
-                f"init='fit' chooses from the weights what {option} would say: leave {option}"
-                f" out{instead}, or give templates in place of a budget"
+                f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
+                f" {names}or give templates in place of a budget"
             )
     layers = find_layers(model, options["include"], options["exclude"])
     refuse_meta(model)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fits import Blocks, drawn, fitted
+from torch import nn
 from torch.func import functional_call, grad
 
 import npas
@@ -111,6 +112,64 @@ def test_loaded_indices_are_read_and_copies_hold_no_tables(tmp_path):
         assert torch.equal(other(X), before)
 
 
+def test_no_index_is_read_from_tables_of_another(tmp_path):
+    net = nn.Sequential(*[nn.Linear(60, 60, bias=False) for _ in range(2)])
+    model = npas.share(net, 0.5, init="fit", generator="codebook")
+    x, first = torch.randn(2, 60), model.npas_indices_0.clone()
+
+    def expected(indices):
+        other = copy.deepcopy(model)
+        other.npas_indices_0 = indices
+        return npas.materialize(other)(x)
+
+    for turn in range(6):  # memory that was freed may be used again at once
+        new = first.roll(turn, 0)
+        assert torch.equal(functional_call(model, {"npas_indices_0": new}, (x,)), expected(new))
+        del new
+        model.npas_indices_0 = first.roll(-turn, 0)
+        assert torch.equal(model(x), expected(first.roll(-turn, 0)))
+    model.npas_indices_0.data.copy_(first.flip(0))  # noticed at the next train or eval
+    model.train()
+    assert torch.equal(model(x), expected(first.flip(0)))
+
+
+@pytest.mark.parametrize("bad", [10_000, -10_000, None], ids=["above", "below", "a float"])
+def test_invalid_indices_are_refused_in_one_line(bad, tmp_path):
+    model = by_codebook()
+    indices = model.npas_indices_1
+    if bad is None:
+        model.npas_indices_1 = indices.float()
+    else:
+        indices[0] = bad
+    said = "npas_indices_1 must be (integers|from -[0-9]+ to)"
+    with pytest.raises(ValueError, match=r"indices into its codebook must be"):
+        model(X)
+    npas.save(model, tmp_path)
+    before = drawn()
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: {said}[^\n]*$"):
+        npas.load(tmp_path, before)
+    assert not npas.is_shared(before)
+
+
+def test_layers_of_one_dimension_the_meta_device_and_large_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))
+    dense = copy.deepcopy(model)
+    for options in ({"init": "fit", "generator": "codebook"}, {"generator": "hash"}):
+        shared = npas.share(copy.deepcopy(dense), 0.7, include=["*"], **options)
+        shared(torch.randn(2, 9)).sum().backward()
+        assert all(p.grad is not None for p in shared.parameters())
+        assert shared[0].bias.shape == (9,)
+    model = by_codebook()
+    assert copy.deepcopy(model).to("meta")(X.to("meta")).shape == model(X).shape
+    for scale in (1e100, 1e-100):
+        large = drawn().double()
+        for parameter in large.parameters():
+            parameter.data *= scale
+        large, state = fitted(large, 0.6, generator="codebook")
+        assert 0 < npas.weight_errors(large, state).all < 0.3
+
+
 def test_dtypes_compilers_and_files(tmp_path):
     model = by_codebook()
     expected = model(X)
@@ -144,6 +203,18 @@ def test_layers_of_different_dtypes_have_codebooks_of_their_own():
     assert [group.name for group in plan.groups] == ["codebook 0", "codebook 1"]
     assert plan.budget.used == plan.budget.allowed == npas.count_parameters(model)
     assert model.conv.weight.dtype == torch.float64 and npas.weight_errors(model, state).all < 0.5
+
+    def two_kinds():
+        return nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False).double())
+
+    with pytest.raises(ValueError, match=r"at least 68 parameters: ask for budget=0\.068K or"):
+        npas.share(two_kinds(), "0.048K", init="fit", generator="codebook")
+    for generator in (None, "basis", "codebook"):
+        made = npas.share(two_kinds(), "0.1K", init="fit", generator=generator)
+        assert npas.allocation(made).budget.used <= 100
+    tiny = nn.Sequential(nn.Linear(12, 12), nn.Linear(2, 1, bias=False).double())
+    with pytest.raises(ValueError, match="needs layers of four values or more"):
+        npas.share(tiny, 0.8, init="fit", generator="codebook", include=["*weight*"])
 
 
 def test_rows_that_are_alike_are_found_up_to_their_sign():

@@ -106,11 +106,13 @@ def layout(model: nn.Module, allocation: Allocation | None, packing: Packing) ->
 def _index_kinds(allocation: Allocation | None) -> dict[str, str]:
     """Return the kind that holds the indices of each layer with a codebook, by their name."""
     layers = () if allocation is None else allocation.layers
-    return {
-        indices_name(i): INT24 if layer.template_size < LARGEST_INT24 else "int32"
-        for i, layer in enumerate(layers)
-        if layer.upsampler == CODEBOOK
-    }
+    found = {}
+    for i, layer in enumerate(layers):
+        if layer.upsampler == CODEBOOK:
+            rows = -(-layer.template_size // layer.source[1])
+            kind = "int16" if rows <= 1 << 15 else INT24 if rows <= LARGEST_INT24 else "int32"
+            found[indices_name(i)] = kind
+    return found
 
 
 def _entry(name: str, tensor: Tensor, row: int | None, small: str, packing: Packing) -> Entry:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from npas.sharing.generators.rows import Readers, Reads, signed_rows
@@ -34,7 +35,7 @@ def codebook_weight(values_P: Tensor, indices_M: Tensor, bank: int, row: int, si
 
 
 def initial_indices(layer: LayerAllocation) -> Tensor:
-    """Return indices, M x 1, that read all rows equally often, for a layer that is not fitted."""
+    """Return indices, M x 1, of all rows in turn, for a layer that is not fitted."""
     row = layer.source[1]
     count = -(-layer.template_size // row)
     return (torch.arange(layer.learned[0], dtype=torch.int32) % count)[:, None]
@@ -46,35 +47,73 @@ def _places(indices_M: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(negative_M, -1 - indices_M, indices_M), 1 - 2 * negative_M.int()[:, None]
 
 
-class _Tables:
-    """What reading and gathering need of a layer's indices, until those change.
+class Trust:
+    """A number that rises when indices may have changed without a new version.
 
-    DDP copies buffers at each forward, which raises their version: then the values are compared.
+    Writes through `.data` and collectives of `torch.distributed` do not raise versions.
     """
 
     def __init__(self) -> None:
-        self._found: dict[type, tuple[tuple[object, int, int | None], Tensor, Any]] = {}
+        self.round = 0
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The indices that tables were made of, M x 1: the tensor itself and a copy of its values."""
+
+    tensor: Tensor
+    state: tuple[int, int | None, int]  # bank, version, round
+    values_M: Tensor
+    made: dict[type, Any] = field(default_factory=dict)
+
+
+class _Tables:
+    """What reading and gathering need of a layer's indices.
+
+    If these are another tensor or another version, as DDP makes one at each forward, their values
+    are compared, and only new ones need new tables.
+    """
+
+    def __init__(self, trust: Trust) -> None:
+        self._trust = trust
+        self._known: _Known | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as empty tables."""
-        return _Tables, ()
+        return _Tables, (self._trust,)
 
-    def get(self, kind: type[Reads | Readers], bank: int, row: int, indices_M: Tensor) -> Any:
-        """Return the table of one kind for whole rows of a weight."""
-        version = None if indices_M.is_inference() else indices_M._version
-        place = indices_M.device, len(indices_M), bank
-        state = (place, indices_M.data_ptr(), version)
-        known = self._found.get(kind)
-        if known is not None and version is not None and known[0] == state:
-            return known[2]
-        with torch.inference_mode(False), torch.no_grad():
-            if known is not None and known[0][0] == place and torch.equal(known[1], indices_M):
-                made = known[2]
-            else:
-                places_M, signs_M1 = _places(indices_M.detach().to("cpu", torch.int64))
-                made = kind.of(bank, row, places_M, signs_M1, indices_M.device)
-            self._found[kind] = state, indices_M.detach().clone(), made
-        return made
+    def get(self, kind: type[Reads | Readers], bank: int, row: int, indices_M1: Tensor) -> Any:
+        """Return the table of one kind. Raises ValueError for invalid indices."""
+        version = None if indices_M1.is_inference() else indices_M1._version
+        state, known = (bank, version, self._trust.round), self._known
+        same = known is not None and known.tensor is indices_M1 and known.state == state
+        if known is None or version is None or not same:
+            with torch.no_grad():
+                values_M = indices_M1.detach().to("cpu", copy=True).view(-1)
+            made: dict[type, Any] = {}
+            if known is not None and known.state[0] == bank:
+                kinds = {(t.device, t.dtype) for t in (known.tensor, indices_M1)}
+                same = len(kinds) == 1
+                made = known.made if same and torch.equal(known.values_M, values_M) else {}
+            if not made:
+                refuse_indices(values_M, -(-bank // row), "a layer's indices into its codebook")
+            known = self._known = _Known(indices_M1, state, values_M, made)
+        if kind not in known.made:
+            with torch.inference_mode(False), torch.no_grad():
+                places_M, signs_M1 = _places(known.values_M.clone().long())
+                known.made[kind] = kind.of(bank, row, places_M, signs_M1, indices_M1.device)
+        return known.made[kind]
+
+
+def refuse_indices(indices: Tensor, rows: int, named: str) -> None:
+    """Raise ValueError unless the tensor, as `named`, has indices of `rows` rows."""
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ValueError(f"{named} must be integers, not {indices.dtype}: load the network again")
+    if indices.numel() and not -rows <= int(indices.min()) <= int(indices.max()) < rows:
+        raise ValueError(
+            f"{named} must be from {-rows} to {rows - 1}, and are from {int(indices.min())} to"
+            f" {int(indices.max())}: the file is damaged, or of another network"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,21 +128,28 @@ class CodebookBlock:
     row: int
     rows: tuple[tuple[int, int], ...]
     shapes: tuple[tuple[int, ...], ...]
-    indices_M: Tensor | None = field(default=None, compare=False)
-    tables: _Tables = field(default_factory=_Tables, compare=False)
+    tables: _Tables = field(compare=False)
+    indices_M1: Tensor | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, layer: LayerAllocation, keys: tuple[object, ...], rows: Any, trust: Trust) -> Any:
+        """Return a layer's block, without indices."""
+        shape = layer.shape if len(layer.shape) > 1 else (1, layer.size)
+        return cls(keys, layer.size, layer.source[1], tuple(rows), (shape,), _Tables(trust))
 
     def bind(self, indices_M1: Tensor) -> CodebookBlock:
         """Return the block with indices."""
-        return replace(self, indices_M=indices_M1.view(-1))
+        return replace(self, indices_M1=indices_M1)
 
     def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
         """Return the layer's weight in its shape, in a list."""
-        assert self.indices_M is not None
+        assert self.indices_M1 is not None
         ((m, row),) = self.rows
         scale = alphas[m][row].to(values_P.dtype)
-        weight_MC = pool.empty(self.keys[0], (len(self.indices_M), self.row), values_P)
-        reads = self.tables.get(Reads, len(values_P), self.row, self.indices_M)
-        reads.fill(values_P, scale, weight_MC)
+        weight_MC = pool.empty(self.keys[0], (len(self.indices_M1), self.row), values_P)
+        if not self.indices_M1.is_meta:
+            reads = self.tables.get(Reads, len(values_P), self.row, self.indices_M1)
+            reads.fill(values_P, scale, weight_MC)
         return [weight_MC.view(-1)[: self.size].view(self.shapes[0])]
 
     def gather(
@@ -115,19 +161,12 @@ class CodebookBlock:
         wanted: bool,
     ) -> Tensor:
         """Add the gradient to the rows of the buffer that were read; return zeros."""
-        if buffer_P is not None:
-            assert self.indices_M is not None
-            given_N, scale = gradients_N[0].to(bank_P.dtype), alpha_LK[0]
-            whole, rest = divmod(self.size, self.row)
-            if whole:
-                readers = self.tables.get(Readers, len(bank_P), self.row, self.indices_M[:whole])
-                readers.add(buffer_P, given_N[: whole * self.row].view(whole, self.row), scale)
-            if rest:  # a cut row
-                places_1, signs_11 = _places(self.indices_M[whole:])
-                starts_1 = (places_1 * self.row).clamp(max=len(bank_P) - self.row)
-                places_N = starts_1 + torch.arange(rest, device=starts_1.device)
-                part_N = given_N[whole * self.row :] * (signs_11[0] * scale)
-                buffer_P.index_add_(0, places_N, part_N)
+        assert self.indices_M1 is not None
+        if buffer_P is not None and not self.indices_M1.is_meta:
+            given_N, rest = gradients_N[0].to(bank_P.dtype), -self.size % self.row
+            given_N = F.pad(given_N, (0, rest)) if rest else given_N
+            readers = self.tables.get(Readers, len(bank_P), self.row, self.indices_M1)
+            readers.add(buffer_P, given_N.view(-1, self.row), alpha_LK[0])
         return torch.zeros_like(alpha_LK)
 
     def differentiable(
@@ -136,9 +175,10 @@ class CodebookBlock:
         """Return zeros and, if needed, the bank's gradient, both differentiable."""
         if not needs_bank:
             return torch.zeros_like(alpha_LK), None
-        assert self.indices_M is not None
+        assert self.indices_M1 is not None
         values_P = torch.zeros_like(bank_P, requires_grad=True)
-        weight_N = codebook_weight(values_P, self.indices_M, len(bank_P), self.row, self.size)
+        indices_M = self.indices_M1.view(-1)
+        weight_N = codebook_weight(values_P, indices_M, len(bank_P), self.row, self.size)
         given_N = gradients_N[0].to(bank_P.dtype) * alpha_LK[0]
         (part_P,) = torch.autograd.grad(weight_N, values_P, given_N, create_graph=True)
         return torch.zeros_like(alpha_LK), part_P

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from npas.sharing.generators.codebook import CODEBOOK, refuse_indices
 from npas.sharing.generators.coefficients import FIXED, GENERATORS
 from npas.sharing.generators.low_rank import factor_shapes
 from npas.sharing.layers import (
@@ -23,6 +24,7 @@ from npas.sharing.layers import (
     bank_name,
     find_tensors,
     generator_name,
+    indices_name,
     remove_shared,
     require_network,
     shared_names,
@@ -208,6 +210,11 @@ def restore(
         own |= {name: torch.empty(shape, device="meta") for name, shape in shapes}
     storage.check(stored, own)
     if plan is not None:
+        for i, layer in enumerate(plan.layers):
+            if layer.upsampler == CODEBOOK:
+                rows = -(-layer.template_size // layer.source[1])
+                named = f"{stored.directory}: {indices_name(i)}"
+                refuse_indices(stored.tensors[indices_name(i)], rows, named)
         dropped = install(model, plan, recompute)
     model.load_state_dict(stored.tensors, strict=False)
     return dropped

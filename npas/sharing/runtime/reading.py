@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from npas.sharing.generators.codebook import CODEBOOK, CodebookBlock
+from npas.sharing.generators.codebook import CODEBOOK, CodebookBlock, Trust
 from npas.sharing.generators.coefficients import GENERATORS
 from npas.sharing.generators.hashing import HASH, HashedBlock
 from npas.sharing.layers import generator_name
@@ -75,6 +75,7 @@ class Reading:
             (g, layer) for g, group in enumerate(allocation.groups) for layer in group.layers
         ]
         self.low = frozenset(low)
+        self.trust = Trust()
         self.twins = self._find_twins()
         self.common = frozenset(twin for i, twin in enumerate(self.twins) if twin != i)
         self.rows: dict[int, Rows] = {}
@@ -163,12 +164,12 @@ class Reading:
                 row = plan.scale if own is None else own.layers.index(i)
                 rows.append((alphas.index(own), row))
             if first.upsampler == HASH:
-                held = tuple(keys or block), first.size, first.first, tuple(rows), (first.shape,)
+                shape = first.shape if len(first.shape) > 1 else (1, first.size)
+                held = tuple(keys or block), first.size, first.first, tuple(rows), (shape,)
                 made.append(HashedBlock(*held))
                 continue
             if first.upsampler == CODEBOOK:
-                own_keys, row = tuple(keys or block), first.source[1]
-                made.append(CodebookBlock(own_keys, first.size, row, tuple(rows), (first.shape,)))
+                made.append(CodebookBlock.of(first, tuple(keys or block), rows, self.trust))
                 continue
             shapes = tuple((p.template_size,) if p.upsampler else p.shape for p in plans)
             reads = first.templates, first.template_size

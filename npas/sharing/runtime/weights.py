@@ -229,6 +229,7 @@ class SharedWeights:
         """
         if is_traced():
             return
+        self.reading.trust.round += 1
         self._refuse_writes()
         kept = self._kept
         if kept is None:

@@ -39,15 +39,33 @@ ITERATIONS = 3
 """A quarter of a real encoder has an error of 0.169 with 0 and 0.135 with 3, 0.130 with 64 NEAR."""
 
 
-def row_length(sizes: Sequence[int], available: int) -> int:
-    """Return the C of least expected error, which leaves at least two rows for the bank."""
-    best, found = math.inf, 0
+def row_length(sizes: Sequence[int], available: int) -> int | None:
+    """Return the C of least expected error; None if no C has two rows for the bank."""
+    best, found = math.inf, None
     for row in range(2, LONGEST + 1):
-        count = (available - sum(-(-size // row) for size in sizes)) // row
+        total = sum(-(-size // row) for size in sizes)
+        count = min((available - total) // row, total)
         if count >= 2 and (error := _expected(row, 2 * count)) < best:
             best, found = error, row
-    assert found
     return found
+
+
+def smallest(layers: Sequence[Layer]) -> float:
+    """Return the fewest parameters of codebooks for these layers, infinity if there are none."""
+    return sum(_smallest([layer.spec.size for layer in own]) for own in by_kind(layers))
+
+
+def _smallest(sizes: Sequence[int]) -> float:
+    totals = {row: sum(-(-size // row) for size in sizes) for row in range(2, LONGEST + 1)}
+    return min((t + 2 * row for row, t in totals.items() if t >= 2), default=math.inf)
+
+
+def by_kind(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Return the layers of each dtype and device: a bank has one of each."""
+    kinds: dict[object, list[Layer]] = {}
+    for layer in layers:
+        kinds.setdefault((layer.parameter.dtype, layer.parameter.device), []).append(layer)
+    return [*kinds.values()]
 
 
 def _expected(row: int, count: int) -> float:
@@ -182,18 +200,16 @@ def place_codebooks(
 
     `weigh` returns a layer's factors of squared errors of its scaled weight, as a matrix.
     """
-    kinds: dict[object, list[Layer]] = {}
-    for layer in layers:
-        kinds.setdefault((layer.parameter.dtype, layer.parameter.device), []).append(layer)
-    sizes = [sum(layer.spec.size for layer in own) for own in kinds.values()]
-    floors = [smallest([layer.spec.size for layer in own]) for own in kinds.values()]
-    if sum(floors) > available:
+    kinds = by_kind(layers)
+    if smallest(layers) > available:
         return None
+    sizes = [sum(layer.spec.size for layer in own) for own in kinds]
+    floors = [int(smallest(own)) for own in kinds]
     groups: list[GroupAllocation] = []
     values: dict[str, Tensor] = {}
     scales: list[float] = []
     index = 0
-    for own, part in zip(kinds.values(), split_budget(available, sizes, floors), strict=True):
+    for own, part in zip(kinds, split_budget(available, sizes, floors), strict=True):
         made = fit_codebook(f"codebook {len(groups)}", own, part, len(scales), weigh)
         values[bank_name(len(groups))] = made.bank
         values |= {indices_name(index + i): rows for i, rows in enumerate(made.indices)}
@@ -233,11 +249,6 @@ class Codebook:
     scales: list[float]
 
 
-def smallest(sizes: Sequence[int]) -> int:
-    """Return the fewest parameters of a codebook for layers of these sizes."""
-    return min(sum(-(-size // row) for size in sizes) + 2 * row for row in range(2, LONGEST + 1))
-
-
 def fit_codebook(
     name: str, layers: Sequence[Layer], available: int, first_scale: int, weigh: Weigh | None
 ) -> Codebook:
@@ -247,12 +258,13 @@ def fit_codebook(
     """
     sizes = [layer.spec.size for layer in layers]
     row = row_length(sizes, available)
+    assert row is not None
     counts = [-(-size // row) for size in sizes]
-    values = available - sum(counts)
+    values = min(available - sum(counts), row * sum(counts))
     norms = [norm(layer) for layer in layers]
     rows_MC = torch.cat(
         [
-            _rows(layer.parameter.detach(), row) / own
+            _rows(layer.parameter.detach().to("cpu", torch.float64) / own, row)
             for layer, own in zip(layers, norms, strict=True)
         ]
     )
@@ -275,7 +287,7 @@ def fit_codebook(
         )  # fmt: skip
     return Codebook(
         GroupAllocation(name, values, tuple(planned)),
-        bank_P * spread,
+        bank_P.double() * spread,
         [part.int()[:, None] for part in index_M.split(counts)],
         [own / spread for own in norms],
     )

@@ -1,6 +1,6 @@
 """Fit a shared network to trained weights: choose groups, sizes and values (`init="fit"`).
 
-Either all layers share a codebook (`codebooks`), or they share bases; `fit` takes what has the
+Either the layers share a codebook (`codebooks`), or they share bases; `fit` takes what has the
 smaller error. With bases, the layers of one shape share one of the following, or each has a basis
 of its own:
     a basis of their rows or of their columns (Basis Sharing, Wang et al., ICLR 2025),
@@ -18,7 +18,7 @@ Given batches, errors are those of the network's outputs to first order (`activa
 that the batches do not reach counts as much per weight as the others do on average. Layers that
 they reach do not share a basis.
 
-Everything is computed in float64, one shape at a time.
+Bases are computed in float64, one shape at a time.
 Shapes: L layers with weights of R x N as matrices; K vectors or templates of N values.
 """
 
@@ -77,10 +77,10 @@ def fit(
         )
     density, available = _density(layers, roots or {}), allowed - unshared
     found: list[tuple[float, Placed]] = []
-    floors: list[int] = []
+    floors: list[float] = []
     if generator != BASIS:
         books = place_codebooks(layers, available, _importance(roots, density) if roots else None)
-        floors.append(smallest([layer.spec.size for layer in layers]))
+        floors.append(smallest(layers))
         if books is not None:
             wrong = generated_errors(layers, *books)
             found.append((_weighed(layers, wrong, roots, density), books))
@@ -92,8 +92,14 @@ def fit(
             order = {layer.spec.name: i for i, layer in enumerate(layers)}
             units.sort(key=lambda unit: min(order[layer.spec.name] for layer in unit.layers))
             found.append((_error(units), place(units)))
+    found = [pair for pair in found if math.isfinite(pair[0])]
+    if not found and min(floors) == math.inf:
+        raise ValueError(
+            f"generator={CODEBOOK!r} needs layers of four values or more of each dtype and device:"
+            " leave generator out"
+        )
     if not found:
-        floor = unshared + min(floors)
+        floor = unshared + int(min(floors))
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, and a fit"
             f" takes at least {floor:,} parameters: ask for budget={spell_count(floor)} or more"
@@ -268,9 +274,10 @@ def _all_choices(
     layers: Sequence[Layer], roots: Mapping[str, Root] | None, density: float
 ) -> list[_Choice]:
     """Return the choices for the layers of all shapes."""
-    shapes: dict[tuple[int, int], list[Layer]] = {}
+    shapes: dict[object, list[Layer]] = {}
     for layer in layers:
-        shapes.setdefault(matrix_form(layer.spec.shape), []).append(layer)
+        key = matrix_form(layer.spec.shape), layer.parameter.dtype, layer.parameter.device
+        shapes.setdefault(key, []).append(layer)
     with Bar("fitting layers", len(layers)) as bar:
         return [c for alike in shapes.values() for c in _choices(alike, roots, density, bar)]
 

@@ -94,10 +94,12 @@ def place(units: Sequence[Unit]) -> Placed:
         values[bank_name(len(groups))] = made.bank
         groups.append(GroupAllocation(name, len(made.bank), tuple(planned)))
         index += len(planned)
-    whole = [layer.spec for unit in units if unit.is_whole for layer in unit.layers]
-    if whole:
-        plain = tuple(LayerAllocation(spec.name, spec.shape, spec.kind) for spec in whole)
-        groups.append(GroupAllocation("whole", 0, plain))
+    whole: dict[object, list[LayerAllocation]] = {}  # by dtype and device
+    for dense in (layer for unit in units if unit.is_whole for layer in unit.layers):
+        plain = LayerAllocation(dense.spec.name, dense.spec.shape, dense.spec.kind)
+        whole.setdefault((dense.parameter.dtype, dense.parameter.device), []).append(plain)
+    for number, own in enumerate(whole.values()):
+        groups.append(GroupAllocation(f"whole {number}" if number else "whole", 0, tuple(own)))
     values[SCALES] = torch.tensor(scales, dtype=torch.float64)
     return groups, values
 
