@@ -12,7 +12,7 @@ Shapes: P values of the bank, C values per row, M rows of a weight; the last may
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npas.sharing.generators.rows import Readers, Reads, signed_rows
+from npas.sharing.generators.rows import Readers, Reads, RowsBlock, signed_rows
 
 if TYPE_CHECKING:
     from npas.sharing.layout.allocation import LayerAllocation
-    from npas.sharing.runtime.bank import BufferPool
 
 CODEBOOK = "codebook"
 
@@ -117,68 +116,40 @@ def refuse_indices(indices: Tensor, rows: int, named: str) -> None:
 
 
 @dataclass(frozen=True)
-class CodebookBlock:
-    """A layer of `size` weights in rows of `row` values. It has the interface of `Block`.
+class CodebookBlock(RowsBlock):
+    """A layer in rows of `row` values. A pass binds the layer's indices."""
 
-    Its coefficient is a fixed scale without gradient. A pass binds the layer's indices.
-    """
-
-    keys: tuple[object, ...]
-    size: int
     row: int
-    rows: tuple[tuple[int, int], ...]
-    shapes: tuple[tuple[int, ...], ...]
     tables: _Tables = field(compare=False)
     indices_M1: Tensor | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, layer: LayerAllocation, keys: tuple[object, ...], rows: Any, trust: Trust) -> Any:
-        """Return a layer's block, without indices."""
-        shape = layer.shape if len(layer.shape) > 1 else (1, layer.size)
-        return cls(keys, layer.size, layer.source[1], tuple(rows), (shape,), _Tables(trust))
+    def of(cls, layer: LayerAllocation, block: tuple[Any, ...], trust: Trust) -> CodebookBlock:
+        """Return a layer's block of the fields of `RowsBlock`, without indices."""
+        keys, size, rows, shapes = block
+        return cls(keys, size, rows, shapes, layer.source[1], _Tables(trust))
 
     def bind(self, indices_M1: Tensor) -> CodebookBlock:
         """Return the block with indices."""
         return replace(self, indices_M1=indices_M1)
 
-    def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
-        """Return the layer's weight in its shape, in a list."""
+    def read(self, values_P: Tensor, scale: Tensor, empty: Callable[[int, int], Tensor]) -> Tensor:
         assert self.indices_M1 is not None
-        ((m, row),) = self.rows
-        scale = alphas[m][row].to(values_P.dtype)
-        weight_MC = pool.empty(self.keys[0], (len(self.indices_M1), self.row), values_P)
-        if not self.indices_M1.is_meta:
+        weight_MC = empty(len(self.indices_M1), self.row)
+        if not weight_MC.is_meta:
             reads = self.tables.get(Reads, len(values_P), self.row, self.indices_M1)
             reads.fill(values_P, scale, weight_MC)
-        return [weight_MC.view(-1)[: self.size].view(self.shapes[0])]
+        return weight_MC.view(-1)[: self.size]
 
-    def gather(
-        self,
-        gradients_N: Sequence[Tensor],
-        alpha_LK: Tensor,
-        bank_P: Tensor,
-        buffer_P: Tensor | None,
-        wanted: bool,
-    ) -> Tensor:
-        """Add the gradient to the rows of the buffer that were read; return zeros."""
+    def add(self, buffer_P: Tensor, gradient_N: Tensor, scale: Tensor) -> None:
         assert self.indices_M1 is not None
-        if buffer_P is not None and not self.indices_M1.is_meta:
-            given_N, rest = gradients_N[0].to(bank_P.dtype), -self.size % self.row
-            given_N = F.pad(given_N, (0, rest)) if rest else given_N
-            readers = self.tables.get(Readers, len(bank_P), self.row, self.indices_M1)
-            readers.add(buffer_P, given_N.view(-1, self.row), alpha_LK[0])
-        return torch.zeros_like(alpha_LK)
+        if rest := -self.size % self.row:
+            gradient_N = F.pad(gradient_N, (0, rest))
+        if not buffer_P.is_meta:
+            readers = self.tables.get(Readers, len(buffer_P), self.row, self.indices_M1)
+            readers.add(buffer_P, gradient_N.view(-1, self.row), scale)
 
-    def differentiable(
-        self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return zeros and, if needed, the bank's gradient, both differentiable."""
-        if not needs_bank:
-            return torch.zeros_like(alpha_LK), None
+    def plain(self, values_P: Tensor) -> Tensor:
         assert self.indices_M1 is not None
-        values_P = torch.zeros_like(bank_P, requires_grad=True)
         indices_M = self.indices_M1.view(-1)
-        weight_N = codebook_weight(values_P, indices_M, len(bank_P), self.row, self.size)
-        given_N = gradients_N[0].to(bank_P.dtype) * alpha_LK[0]
-        (part_P,) = torch.autograd.grad(weight_N, values_P, given_N, create_graph=True)
-        return torch.zeros_like(alpha_LK), part_P
+        return codebook_weight(values_P, indices_M, len(values_P), self.row, self.size)

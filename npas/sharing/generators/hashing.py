@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npas.sharing.generators.rows import PIECE, Readers, Reads, signed_rows
-
-if TYPE_CHECKING:
-    from npas.sharing.runtime.bank import BufferPool
+from npas.sharing.generators.rows import PIECE, Readers, Reads, RowsBlock, signed_rows
 
 HASH = "hash"
 CHUNK = 32
@@ -40,55 +36,19 @@ def largest_bank(allowed: int, total: int) -> int:
 
 
 @dataclass(frozen=True)
-class HashedBlock:
-    """A hashed layer of `size` weights, after `first` weights of the group's previous layers.
+class HashedBlock(RowsBlock):
+    """A hashed layer, after `first` weights of the group's previous layers."""
 
-    It has the interface of `Block`. Its coefficient is a fixed scale without gradient.
-    """
-
-    keys: tuple[object, ...]
-    size: int
     first: int
-    rows: tuple[tuple[int, int], ...]
-    shapes: tuple[tuple[int, ...], ...]
 
-    def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
-        """Return the layer's weight in its shape, in a list."""
-        ((m, row),) = self.rows
-        scale = alphas[m][row].to(values_P.dtype)
-        weight_N = read_rows(
-            values_P,
-            self.size,
-            self.first,
-            scale,
-            lambda *shape: pool.empty(self.keys[0], shape, values_P),
-        )
-        return [weight_N.view(self.shapes[0])]
+    def read(self, values_P: Tensor, scale: Tensor, empty: Callable[[int, int], Tensor]) -> Tensor:
+        return read_rows(values_P, self.size, self.first, scale, empty)
 
-    def gather(
-        self,
-        gradients_N: Sequence[Tensor],
-        alpha_LK: Tensor,
-        bank_P: Tensor,
-        buffer_P: Tensor | None,
-        wanted: bool,
-    ) -> Tensor:
-        """Add the gradient to the rows of the buffer that were read; return zeros."""
-        if buffer_P is not None:
-            add_to_rows(buffer_P, gradients_N[0].to(bank_P.dtype), self.first, alpha_LK[0])
-        return torch.zeros_like(alpha_LK)
+    def add(self, buffer_P: Tensor, gradient_N: Tensor, scale: Tensor) -> None:
+        add_to_rows(buffer_P, gradient_N, self.first, scale)
 
-    def differentiable(
-        self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return zeros and, if needed, the bank's gradient, both differentiable."""
-        if not needs_bank:
-            return torch.zeros_like(alpha_LK), None
-        values_P = torch.zeros_like(bank_P, requires_grad=True)
-        weight_N = hashed_weight(values_P, len(bank_P), self.size, self.first)
-        given_N = gradients_N[0].to(bank_P.dtype) * alpha_LK[0]
-        (part_P,) = torch.autograd.grad(weight_N, values_P, given_N, create_graph=True)
-        return torch.zeros_like(alpha_LK), part_P
+    def plain(self, values_P: Tensor) -> Tensor:
+        return hashed_weight(values_P, len(values_P), self.size, self.first)
 
 
 def hashed_weight(values_P: Tensor, bank: int, size: int, first: int) -> Tensor:

@@ -8,11 +8,17 @@ Shapes: P values of the bank, C values per row, R whole rows of the bank, M rows
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from npas.sharing.runtime.bank import BufferPool
 
 PIECE = 8192
 """Rows that are read at a time, which fit a CPU's cache."""
@@ -135,3 +141,62 @@ class Readers:
                 rows_RC.index_add_(0, part.rows, sums_RC)
             else:
                 buffer_P[part.rows] += sums_RC.view(-1)
+
+
+@dataclass(frozen=True)
+class RowsBlock(ABC):
+    """A layer of `size` weights that are bank rows times a fixed scale, without gradient.
+
+    It has the interface of `Block`.
+    """
+
+    keys: tuple[object, ...]
+    size: int
+    rows: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @abstractmethod
+    def read(self, values_P: Tensor, scale: Tensor, empty: Callable[[int, int], Tensor]) -> Tensor:
+        """Return the flat weight without gradients, in memory that `empty` allocates."""
+
+    @abstractmethod
+    def add(self, buffer_P: Tensor, gradient_N: Tensor, scale: Tensor) -> None:
+        """Add the flat weight's gradient to the rows of the buffer that were read."""
+
+    @abstractmethod
+    def plain(self, values_P: Tensor) -> Tensor:
+        """Return the flat weight without its scale, by plain operations."""
+
+    def weights(self, values_P: Tensor, alphas: Sequence[Tensor], pool: BufferPool) -> list[Tensor]:
+        """Return the layer's weight in its shape, in a list."""
+        ((m, row),) = self.rows
+
+        def empty(*shape: int) -> Tensor:
+            return pool.empty(self.keys[0], shape, values_P)
+
+        weight_N = self.read(values_P, alphas[m][row].to(values_P.dtype), empty)
+        return [weight_N.view(self.shapes[0])]
+
+    def gather(
+        self,
+        gradients_N: Sequence[Tensor],
+        alpha_LK: Tensor,
+        bank_P: Tensor,
+        buffer_P: Tensor | None,
+        wanted: bool,
+    ) -> Tensor:
+        """Add the gradient to the rows of the buffer, if any; return zeros."""
+        if buffer_P is not None:
+            self.add(buffer_P, gradients_N[0].to(bank_P.dtype), alpha_LK[0])
+        return torch.zeros_like(alpha_LK)
+
+    def differentiable(
+        self, gradients_N: Sequence[Tensor], alpha_LK: Tensor, bank_P: Tensor, needs_bank: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return zeros and, if needed, the bank's gradient, both differentiable."""
+        if not needs_bank:
+            return torch.zeros_like(alpha_LK), None
+        values_P = torch.zeros_like(bank_P, requires_grad=True)
+        given_N = gradients_N[0].to(bank_P.dtype) * alpha_LK[0]
+        (part_P,) = torch.autograd.grad(self.plain(values_P), values_P, given_N, create_graph=True)
+        return torch.zeros_like(alpha_LK), part_P

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from npas.sharing.generators.codebook import CodebookBlock
-from npas.sharing.generators.hashing import HashedBlock
+from npas.sharing.generators.rows import RowsBlock
 from npas.sharing.torch_private import backward_pass, is_shared_storage, will_execute
 
 MODIFIED = (
@@ -197,7 +196,7 @@ class Block:
         return gradient_LK, gradient_P.index_add(0, places_KN.reshape(-1), gradients_KN.reshape(-1))
 
 
-AnyBlock = Block | HashedBlock | CodebookBlock
+AnyBlock = Block | RowsBlock
 
 
 class _GradientBuffer:

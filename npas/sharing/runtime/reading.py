@@ -163,13 +163,13 @@ class Reading:
                 own = self.rows.get(i)
                 row = plan.scale if own is None else own.layers.index(i)
                 rows.append((alphas.index(own), row))
-            if first.upsampler == HASH:
+            if first.upsampler in (CODEBOOK, HASH):
                 shape = first.shape if len(first.shape) > 1 else (1, first.size)
-                held = tuple(keys or block), first.size, first.first, tuple(rows), (shape,)
-                made.append(HashedBlock(*held))
-                continue
-            if first.upsampler == CODEBOOK:
-                made.append(CodebookBlock.of(first, tuple(keys or block), rows, self.trust))
+                held = tuple(keys or block), first.size, tuple(rows), (shape,)
+                if first.upsampler == HASH:
+                    made.append(HashedBlock(*held, first.first))
+                else:
+                    made.append(CodebookBlock.of(first, held, self.trust))
                 continue
             shapes = tuple((p.template_size,) if p.upsampler else p.shape for p in plans)
             reads = first.templates, first.template_size
