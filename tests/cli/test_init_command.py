@@ -56,7 +56,7 @@ def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(run, trained, t
         answer = run("npas-plan", *arguments)
         assert answer.code == 0
         (said,) = (line for line in answer.out.splitlines() if line.startswith("fit "))
-        assert "relative error 0." in said and "vectors by rows" in answer.out
+        assert "relative error 0." in said and "from a codebook" in answer.out
         assert said.endswith(" of the outputs of a batch") == bool(batches)
     again = run("npas-plan", *arguments, "format=json")
     errors = json.loads(again.out)["errors"]

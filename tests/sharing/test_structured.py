@@ -132,7 +132,7 @@ def test_hashed_reading_passes_gradcheck(bank):
 
     def read(values):
         blocks = [
-            HashedBlock((i,), 12 * n, first, ((0, i),), ((4, 3 * n),))
+            HashedBlock((i,), 12 * n, ((0, i),), ((4, 3 * n),), first)
             for i, (n, first) in enumerate([(7, 0), (5, 84)])
         ]
         reader = BankReader(values, BufferPool())
