@@ -125,11 +125,12 @@ def _refuse_difference(task: Task) -> None:
 def _notes(allocation: Allocation) -> list[str]:
     """Return notes on known weaknesses of a plan, with what does better."""
     from npas.sharing.generators.bases import BASES
+    from npas.sharing.generators.codebook import CODEBOOK
     from npas.sharing.generators.coefficients import OF_DEPTH
     from npas.sharing.generators.hashing import HASH
     from npas.sharing.runtime.reading import Reading
 
-    notes, layers = [], allocation.layers
+    notes, layers, others = [], allocation.layers, (CODEBOOK, HASH, *BASES)
     twins = Reading(allocation).twins
     pairs = [(layers[first].name, layers[i].name) for i, first in enumerate(twins) if first != i]
     if pairs:
@@ -153,7 +154,7 @@ def _notes(allocation: Allocation) -> list[str]:
             )
     for group in allocation.groups:
         own = [layer for layer in group.layers if layer.kind in EMBEDDINGS and layer.templates]
-        size = sum(layer.size for layer in own if layer.upsampler not in (HASH, *BASES))
+        size = sum(layer.size for layer in own if layer.upsampler not in others)
         if 0 < size <= FEW * allocation.budget.allowed:
             notes.append(
                 f"{own[0].name} reads templates: on text it did better to leave embeddings out"

@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from cifar_files import write_cifar
 from command_line import SMALL
+from torch import nn
+
+import npas
+from npas.cli.plan import _notes
 
 
 def plan(run, *arguments):
@@ -70,6 +74,13 @@ def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
     assert "mixes 8 templates in 4 layers by legendre coefficients: on text" in many
     assert "reads templates" not in run("npas-plan", "+exp=tiny_mlm").out  # too many to stay out
     assert "note: sharing.init=foo does not exist yet" in run("npas-plan", "sharing.init=foo").out
+
+
+def test_a_fit_is_not_told_to_leave_embeddings_out():
+    made = [nn.Embedding(16, 8), *(nn.Linear(64, 64) for _ in range(3))]
+    for options, is_poor in (({"generator": "wavg"}, True), ({"init": "fit"}, False)):
+        found = _notes(npas.plan(nn.Sequential(*made), 0.5, **options))
+        assert any("reads templates" in note for note in found) == is_poor
 
 
 def test_the_data_are_counted_and_one_batch_is_made(run, tmp_path):

@@ -4,6 +4,7 @@ A layer's weight is generated once per pass; `reading.py` decides which are gene
 """
 
 import weakref
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -213,15 +214,15 @@ class WeightPass:
             self._made |= {(i, dtype, version): values for i, values in made.items()}
         return [values for values in found if values is not None]
 
-    def _blocks(self, batch: Batch) -> list[AnyBlock]:
-        """Return a batch's blocks, with their indices into codebooks."""
-        found, left = list[AnyBlock](), iter(batch.layers)
-        for block in batch.blocks:
-            first, *_ = [next(left) for _ in block.rows]
-            if isinstance(block, CodebookBlock):
-                block = block.bind(self._tensor(indices_name(first)))
-            found.append(block)
-        return found
+    def _blocks(self, batch: Batch) -> Sequence[AnyBlock]:
+        """Return a batch's blocks, with the layers' indices if they read a codebook."""
+        if not isinstance(batch.blocks[0], CodebookBlock):  # as all of a group do, or none
+            return batch.blocks
+        return [
+            block.bind(self._tensor(indices_name(i)))
+            for i, block in zip(batch.layers, batch.blocks, strict=True)
+            if isinstance(block, CodebookBlock)
+        ]
 
     def _batch(self, index: int) -> Batch:
         """Return the batch that a layer is generated in: with recompute, the layer alone."""

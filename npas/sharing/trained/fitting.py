@@ -39,6 +39,7 @@ from npas.sharing.runtime.install import shared_weights
 from npas.sharing.trained.activations import Root
 from npas.sharing.trained.codebooks import Weigh, generated_errors, place_codebooks, smallest
 from npas.sharing.trained.stacks import Placed, Unit, gram, matrix, norm, place, products, scaled
+from npas.sharing.trained.templates import exact
 from npas.utils.checks import require
 from npas.utils.progress import Bar, track
 
@@ -143,15 +144,11 @@ def weight_errors(model: nn.Module, dense_state: Mapping[str, Tensor]) -> Errors
         weight = shared.weight(i) if layer.templates else model.get_parameter(layer.name)
         if weight.is_meta or given.is_meta or not given.isfinite().all():
             raise ValueError(f"{layer.name} has no finite values to compare: load trained weights")
-        target = _exact(given)
-        errors[layer.name] = float((_exact(weight) - target).square().sum())
+        target = exact(given)
+        errors[layer.name] = float((exact(weight) - target).square().sum())
         norms[layer.name] = float(target.square().sum())
     relative = {name: _ratio(errors[name], norms[name]) for name in errors}
     return Errors(relative, _ratio(sum(errors.values()), sum(norms.values())))
-
-
-def _exact(weight: Tensor) -> Tensor:
-    return weight.detach().to("cpu", torch.float64).reshape(-1)
 
 
 def _ratio(error: float, norm: float) -> float:

@@ -28,7 +28,7 @@ def fill_templates(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             scale_L1 = scales[[layer.scale for layer in group.layers]][:, None]
             bank = model.get_parameter(bank_name(g))
             bank_KN = bank.detach().double().cpu().view(rows.templates, -1)
-            weight_LN = torch.stack([_exact(state[layer.name]) for layer in group.layers])
+            weight_LN = torch.stack([exact(state[layer.name]) for layer in group.layers])
             if rows.mixing == "wavg" and rows.templates < count:
                 alpha_LK, bank_KN = _singular(weight_LN, bank_KN)
                 model.get_parameter(rows.names["coefficients"]).copy_(alpha_LK / scale_L1)
@@ -56,5 +56,6 @@ def _singular(weight_LN: Tensor, bank_KN: Tensor) -> tuple[Tensor, Tensor]:
     return alpha_LK, torch.where(needed_K[:, None], templates_KN, bank_KN)
 
 
-def _exact(weight: Tensor) -> Tensor:
+def exact(weight: Tensor) -> Tensor:
+    """Return the flat weight in float64 on the CPU."""
     return weight.detach().to("cpu", torch.float64).reshape(-1)
