@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from npas.utils.files import give_usual_mode, locked, reason
+from npas.utils.files import filling, give_usual_mode, locked, reason
 
 
 def test_a_lock_removes_its_file_and_folders_and_a_stale_file_does_not_block(tmp_path):
@@ -49,6 +49,23 @@ def test_a_lock_admits_one_thread_at_a_time(tmp_path):
 def test_a_folder_that_takes_no_files_is_an_error():
     with pytest.raises(FileNotFoundError), locked(Path("/proc/.lock")):
         raise AssertionError("it was held")
+
+
+def test_a_folder_is_filled_as_a_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "out"
+    for text in ("old", "new"):
+        with filling(folder) as new:
+            (new / "sub").mkdir()
+            (new / "sub" / "file").write_text(text)
+            (new / text).touch()
+    files = {"old", "new", "sub"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert (folder / "sub" / "file").read_text() == "new"
+    with pytest.raises(OSError, match="full"), filling(folder) as new:
+        (new / "old").write_text("half")
+        raise OSError("full")
+    assert {path.name for path in folder.iterdir()} == files
+    assert (folder / "old").read_text() == ""
 
 
 def test_a_file_gets_the_mode_of_a_new_one(tmp_path):

@@ -66,12 +66,19 @@ def run(options: Evaluate) -> Job:
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))
-    for path in task.write_predictions(options.split, experiments.folder_of(options.run)):
-        app.say(NAME, f"predictions written to {path}")
     _print(options, metrics, experiment.unfinished, shown)
-    if not all(map(_is_text, shown)):
-        path = _draw(options, experiment, shown, metrics[task.selection_metric])
-        app.say(NAME, f"{path} shows {len(shown)} samples")
+    folder = experiments.folder_of(options.run)
+    if options.artifact is not None:  # not in place of the run's own files
+        folder /= "artifact"
+    try:
+        for path in task.write_predictions(options.split, folder):
+            app.say(NAME, f"predictions written to {path}")
+        if not all(map(_is_text, shown)):
+            path = folder / f"show-{options.split}.png"
+            _draw(options, experiment, shown, metrics[task.selection_metric], path)
+            app.say(NAME, f"{path} shows {len(shown)} samples")
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror or error})") from None
     return Job(options.run)
 
 
@@ -101,8 +108,10 @@ def _is_text(sample: Shown) -> bool:
     return all(picture.image is None for picture in sample.pictures)
 
 
-def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], value: float) -> Path:
-    """Write the page into the run's folder; return its path. Raises ValueError if that fails."""
+def _draw(
+    options: Evaluate, experiment: Experiment, shown: list[Shown], value: float, path: Path
+) -> None:
+    """Write the page of samples. Raises OSError if that fails."""
     from npas.reporting import picture_page
 
     config, task = experiment.config, experiment.task
@@ -111,10 +120,9 @@ def _draw(options: Evaluate, experiment: Experiment, shown: list[Shown], value: 
     title += f"{options.split} {task.selection_metric} {value:.2f}"
     if task.source == SYNTHETIC:
         title += " on synthetic data"
+    if options.artifact is not None:
+        title += f", {Path(options.artifact).name}"
     if experiment.unfinished:
         title += f" ({experiment.unfinished.partition(';')[0]})"
-    path = experiments.folder_of(options.run) / f"show-{options.split}.png"
-    try:
-        return picture_page.draw(shown, path, title)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror or error})") from None
+    path.parent.mkdir(exist_ok=True)
+    picture_page.draw(shown, path, title)

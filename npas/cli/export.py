@@ -153,6 +153,7 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     """Write a folder for the hub in place of an earlier export, beside files of other names."""
     from npas.reporting import hub, results
     from npas.sharing.trained import pruning
+    from npas.utils.files import filling
 
     run = experiments.folder_of(options.run)
     model, result = experiment.model, None
@@ -164,11 +165,15 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     name = out.absolute().name if options.out else f"{experiment.config.exp}-{run.absolute().name}"
     notes = [] if experiment.unfinished is None else [f"{experiment.unfinished}."]
     with app.writing(out):
-        hub.write_run(model, out, name, result, notes)
-        _copy_tokenizer(experiment, out)
-        for kept in (CONFIG_FILE, RESULT_FILE):
-            if (run / kept).exists():
-                shutil.copyfile(run / kept, out / kept)
+        with filling(out) as new:
+            hub.write_run(model, new, name, result, notes)
+            _copy_tokenizer(experiment, new)
+            for kept in (CONFIG_FILE, RESULT_FILE):
+                if (run / kept).exists():
+                    shutil.copyfile(run / kept, new / kept)
+            stale = hub.stale_files(out, new)
+        for path in stale:
+            path.unlink(missing_ok=True)
     return [f"{out}: the network with its card", f"to share it: hf upload USER/{name} {out}"]
 
 

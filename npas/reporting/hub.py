@@ -25,7 +25,7 @@ from npas.sharing.api import ALLOCATION_FILE, SHARED_FOLDER
 from npas.sharing.runtime.guards import FILE_KEY
 from npas.sharing.runtime.storage import WEIGHTS_FILE, make_folder
 from npas.utils.checks import path_of, require
-from npas.utils.files import reason, replacing
+from npas.utils.files import reason
 from npas.utils.printing import figure
 
 CARD, CONFIG = "README.md", "config.json"
@@ -118,18 +118,12 @@ def write_run(
 ) -> None:
     """Write a run's network, shared or dense, for the hub. Raises OSError or SafetensorError.
 
-    `notes` are sentences for the card. A network of transformers is also written materialized. The
-    files of an earlier export are removed.
+    `notes` are sentences for the card. A network of transformers is also written materialized.
     """
     from safetensors.torch import save_file
 
     from npas.training.checkpoint import untied
 
-    folder.mkdir(parents=True, exist_ok=True)
-    old = folder / CARD
-    if old.is_file() and "library_name: npas" in old.read_text("utf-8", "replace"):
-        for file in FILES:
-            (folder / file).unlink(missing_ok=True)
     is_shared, is_transformers = sharing.is_shared(model), _is_transformers(model)
     plan = sharing.api.allocation(model) if is_shared else None
     family = None if result is None else str(result.config["model"].get("family"))
@@ -151,9 +145,16 @@ def write_run(
             dense.config.label2id = {label: n for n, label in enumerate(names)}  # type: ignore[union-attr]
         _save_transformers(dense, folder)
     elif not is_shared:
-        with replacing(folder / WEIGHTS_FILE) as temporary:
-            save_file(untied(model.state_dict()), temporary)
+        save_file(untied(model.state_dict()), folder / WEIGHTS_FILE)
     (folder / CARD).write_text(card(name, plan, result, how, notes), encoding="utf-8")
+
+
+def stale_files(folder: Path, new: Path) -> list[Path]:
+    """Return an earlier export's files that a new one, in the folder `new`, does not replace."""
+    old = folder / CARD
+    if not old.is_file() or "library_name: npas" not in old.read_text("utf-8", "replace"):
+        return []
+    return [folder / file for file in FILES if not (new / file).exists()]
 
 
 def card(

@@ -17,7 +17,15 @@ from torch import nn
 from npas.sharing.budget import Budget, parse_budget
 from npas.sharing.layers import find_tensors
 from npas.sharing.layout.allocation import Allocation
-from npas.sharing.planning import Groups, Names, check_types, fit_inside, plan, refuse_meta
+from npas.sharing.planning import (
+    Groups,
+    Names,
+    check_types,
+    fit_inside,
+    plan,
+    refuse_meta,
+    refuse_packing,
+)
 from npas.sharing.runtime import audit, storage
 from npas.sharing.runtime.init import (
     SAME_SPREAD,
@@ -126,6 +134,7 @@ def share(
     )  # fmt: skip
     if init == "fit":
         check_types(options)
+        refuse_packing(packing, request)
         return _share_fitted(model, request, options, recompute, batches)
     allocation = plan(model, request, init=init, batches=batches, **options)
     refuse_meta(model)

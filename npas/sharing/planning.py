@@ -73,6 +73,7 @@ def plan(
     templates = int(templates) if isinstance(templates, Integral) else templates
     require_unshared(model)
     request = None if budget is None else parse_budget(budget)
+    refuse_packing(packing, request)
     if init == "fit" and (found := fit_inside(model, request, options, batches)):
         return found.allocation
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
@@ -183,6 +184,15 @@ def check_types(options: Mapping[str, Any]) -> None:
         require(option, options[option], kinds, what)
     if not -(2**63) <= options["seed"] < 2**63:
         raise ValueError(f"seed={options['seed']} must fit in 64 bits")
+
+
+def refuse_packing(packing: Packing | None, request: Budget | None) -> None:
+    """Raise ValueError if a packing is given without a budget in bytes."""
+    if packing is not None and (request is None or request.size is None):
+        raise ValueError(
+            "packing is of budgets in bytes: give one (budget='16MB'), or leave packing out and"
+            " give its settings to npas.write_artifact"
+        )
 
 
 def _check_weights(

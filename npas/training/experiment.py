@@ -205,7 +205,8 @@ def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str,
     if makes_whole(config.sharing.generator):  # npas.plan refuses what a config only warns of
         keys -= {"upsampler", "max_templates"}
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}
-    keywords["packing"] = config.artifact
+    if config.cap is not None:
+        keywords["packing"] = config.artifact
     if grouping is not None:
         keywords |= {"groups": grouping.groups, "num_groups": None}
     return keywords

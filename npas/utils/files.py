@@ -84,6 +84,26 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`, whose files are moved up unless an error occurs.
+
+    They replace files of the same names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder, suffix=".tmp"))  # on the same file system
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            target = folder / path.relative_to(temporary)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def listed(folder: Path, pattern: str) -> list[Path]:
     """Return files of a folder, sorted by name; raises ValueError if there are none."""
     paths = sorted(folder.glob(pattern))

@@ -44,6 +44,11 @@ def test_a_page_goes_to_the_runs_folder_beside_the_metrics(run, trained, asked):
         opened.load()
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert after == before | {page: page.read_bytes()}  # nothing of the run has changed
+    artifact = folder / "small.npas"
+    assert run("npas-export", f"run={folder}", "format=artifact", f"out={artifact}").code == 0
+    answer = run("npas-eval", f"run={folder}", "show=3", f"artifact={artifact}")
+    assert answer.err == f"npas-eval: {folder / 'artifact/show-test.png'} shows 3 samples\n"
+    assert page.read_bytes() == after[page]  # of the run itself
 
 
 def test_a_task_without_samples_is_refused_before_any_data_are_read(run, trained, monkeypatch):

@@ -169,6 +169,8 @@ def test_norms_and_biases_stay_and_patterns_choose():
         ({"budget": 0.1, "recompute": None}, "recompute=None must be True or False"),
         ({"budget": 0.5, "init": "fit", "recompute": "x"}, "recompute='x' must be True or False"),
         ({"budget": 0.1, "packing": "x"}, "packing='x' must be an npas.Packing or None"),
+        ({"budget": 0.1, "packing": npas.Packing()}, "packing is of budgets in bytes: give one"),
+        ({"templates": 2, "packing": npas.Packing()}, "packing is of budgets in bytes: give one"),
         ({"budget": "10KB", "packing": {}}, "packing={} must be an npas.Packing or None"),
     ],
 )

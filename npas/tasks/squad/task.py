@@ -243,6 +243,7 @@ class Task(tokenization.TextTask):
             named = {"predictions": given, "null_odds": doubts, "answers": always}
         ending = "" if split == "test" else f"-{split}"
         paths = [folder / f"{name}{ending}.json" for name in named]
+        folder.mkdir(exist_ok=True)
         for path, content in zip(paths, named.values(), strict=True):
             files.write_whole(path, json.dumps(content, indent=4) + "\n")
         return paths
