@@ -338,6 +338,20 @@ def test_settings_without_effect_are_named_and_do_not_enter_the_hash():
     reason = "sharing.templates=2 fixes what each layer mixes"
     found = ignored(checked(budget=None, sharing=sharing))
     assert found == {"sharing.upsampler": reason, "sharing.max_templates": reason}
+    for sharing in ({"generator": "avg"}, {"generator": "hash"}):
+        found = ignored(checked(sharing=sharing, optim__coefficient_lr=0.5))
+        assert [*found] == ["optim.coefficient_lr"], found
+    for sharing in (
+        {},
+        {"generator": "avg", "upsampler": "mask"},
+        {"generator": "hash", "low_rank": 1},
+    ):
+        assert not ignored(checked(sharing=sharing, optim__coefficient_lr=0.5))
+    teacher = {"teacher": "dense", "weight": 0}
+    assert [*ignored(checked(distill=teacher))] == ["distill.teacher"]
+    hidden = teacher | {"hidden": ["stem"], "hidden_weight": 0.0}
+    assert "distill.hidden" in ignored(checked(distill=hidden))
+    assert not ignored(checked(distill=hidden | {"hidden_weight": 1.0}))
     assert "optim.milestones" in ignored(checked(epochs=5, optim__milestones=[5, 8]))
     assert not ignored(checked(epochs=6, optim__milestones=[5, 8]))
 

@@ -108,3 +108,22 @@ def test_a_program_gets_its_signals(case):
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)
     assert done.returncode == status and done.stdout.startswith(out), done
     assert bool(done.stdout) == bool(out)
+
+
+def test_a_signal_within_a_finalizer_is_kept_without_a_traceback(monkeypatch):
+    class Owner:
+        def __del__(self):
+            self.end()
+
+    def fail():
+        raise KeyError("another error is reported")
+
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: lost.append(found.exc_type))
+    with watching():
+        for end in (fail, lambda: send(signal.SIGTERM)):
+            owner = Owner()
+            owner.end = end
+            del owner
+        assert requested()
+    assert lost == [KeyError]

@@ -121,7 +121,8 @@ def _passed_on(override: Any, single: str, folders: Sequence[Path], known: Colle
     is_group = ours or any((folder / key).is_dir() for folder in folders)
     if ours and not override.is_delete():
         right = f"{'+' * (key == 'exp')}{line.lstrip('+')}"
-        if not override.is_sweep_override() and not isinstance(override.value(), (str, list)):
+        is_name = isinstance(override.value(), (str, list)) and bool(override.value())
+        if not override.is_sweep_override() and not is_name:
             raise ValueError(f"{line!r} names no file: write {right.partition('=')[0]}=NAME")
         if line != right:
             raise ValueError(f"{line}: write {right}")

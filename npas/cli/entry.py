@@ -32,6 +32,7 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
 
     with app.one_line_messages(command.name):
         try:
+            _require_directory()
             options = arguments.parse(args, command.keys(), command.primary)
             shows = options.cfg or options.help or options.hydra_help or options.info
             if options.multirun and not shows and not options.shell_completion:
@@ -54,3 +55,11 @@ def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:
     if any(job.status in (app.PREEMPTED, app.WAITING) for job in jobs):
         return signals.EXIT_CODE
     return 0 if all(job.fine for job in jobs) else 1
+
+
+def _require_directory() -> None:
+    """Raise ValueError if the current directory has been deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the current directory no longer exists: cd to another one") from None

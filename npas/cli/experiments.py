@@ -40,8 +40,8 @@ def check(raw: Mapping[str, Any]) -> Config:
     return check_families(raw)
 
 
-def check_arguments(raw: dict[str, Any]) -> Config:
-    """Check a composed command line. Raises ValueError.
+def check_arguments(raw: dict[str, Any], trains: bool = False) -> Config:
+    """Check a composed command line, of a command that trains or not. Raises ValueError.
 
     `run=DIR` (or a YAML file) reads a stored config, and other arguments change single keys of it.
     Logs a line if that makes it another run than the one in the folder.
@@ -61,15 +61,30 @@ def check_arguments(raw: dict[str, Any]) -> Config:
         stored["run_root"] = str(deep.parent.parent)
     # These keys hold for one command only.
     stored |= {key: raw[key] for key in ("resume", "force", "verbose", "dry_run")}
+    root = stored.get("run_root")
     _change(stored, raw)
     try:
         config = check(stored)
     except ValueError as error:
         raise ValueError(f"run={run}: {error}") from None
-    if schema.run_dir(config).absolute() != folder.absolute():
-        new = schema.run_dir(config)
+    new = schema.run_dir(config)
+    if new.absolute() != folder.absolute():
+        if trains and config.run_root == root and config.resume == "auto" and not config.force:
+            _refuse_moved(str(run), folder, config)
         log.info("run=%s: with these settings it is another run: %s", run, new)
     return config
+
+
+def _refuse_moved(run: str, folder: Path, config: Config) -> None:
+    """Raise ValueError if the folder's checkpoints are those of this config, under another name."""
+    from npas.training.checkpoint import Checkpoints
+
+    found = Checkpoints(folder / "checkpoints").newest()
+    if found is not None and found.state.get("config_hash") == schema.config_hash(config):
+        raise ValueError(
+            f"run={run} was moved or renamed, and would begin again as {schema.run_dir(config)}:"
+            f" give it that name, or add resume={run} to continue it there"
+        )
 
 
 def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:

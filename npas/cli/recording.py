@@ -43,15 +43,18 @@ from npas.utils.processes import Refused
 
 log = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space in your quota",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+}
 OUT_OF_MEMORY = "out of memory"
 ARTIFACT_FILE = "artifact.npas"
-REMEDY = "free space and run the same command: it resumes"
 
 
-def remedy(error: OSError) -> str:
-    """Return advice for a run's folder that cannot be written."""
-    return REMEDY if error.errno in FULL else "fix that and run the same command: it resumes"
+def remedy(error: int | None) -> str:
+    """Return advice for a run's folder that cannot be written, by the system's error number."""
+    return f"{FULL.get(error or 0, 'fix that')} and run the same command: it resumes"
 
 
 def record(experiment: Experiment, folder: Path, announce: Callable[[Experiment], None]) -> Result:
@@ -141,7 +144,8 @@ def _cut_short(status: str, folder: Path, started: float, error: str | None = No
     newest = Checkpoints(folder / "checkpoints").newest()
     done = newest.progress if newest else Progress()
     seconds = done.elapsed_s or time.perf_counter() - started
-    return Outcome(status, {}, done.step, done.epoch, seconds, 0, error, earlier=done.earlier)
+    found = Outcome(status, {}, done.step, done.epoch, seconds, 0, error)
+    return dataclasses.replace(found, earlier=done.earlier, earlier_code=done.earlier_code)
 
 
 def _describe(error: Exception, rank: int, world: int) -> str:
@@ -149,9 +153,9 @@ def _describe(error: Exception, rank: int, world: int) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
     # For a full disk or quota, safetensors raises an error of its own, not OSError.
-    for reason in map(os.strerror, FULL):
-        if reason in str(error):
-            return f"{reason}: {REMEDY}"
+    for number in FULL:
+        if os.strerror(number) in str(error):
+            return f"{os.strerror(number)}: {remedy(number)}"
     if world > 1:
         app.say_always(f"rank {rank}:")
     if isinstance(error, ValueError) and world == 1 and os.environ.get("NPAS_DEBUG") != "1":
@@ -197,6 +201,7 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         history=outcome.history,
         search=search,
         parallel=Parallel(process.world, process.nodes, parts, outcome.earlier),
+        earlier_code=outcome.earlier_code or None,
         divergence=divergence,
         init=None if experiment.init is None else Init(**experiment.init),
         hub=_hub_commits(config),

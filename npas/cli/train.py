@@ -55,7 +55,7 @@ def keys() -> set[str]:
 
 def check(raw: dict[str, Any]) -> Config:
     """Check all that needs neither data nor a network. Raises ValueError."""
-    config = as_started(experiments.check_arguments(raw))
+    config = as_started(experiments.check_arguments(raw, trains=True))
     if config.budget != schema.DENSE and not config.sharing.fits:
         from npas.sharing.planning import check_options
         from npas.training.experiment import plan_keywords
@@ -202,7 +202,7 @@ def _train(experiment: Experiment, folder: Path) -> Job:
     try:
         result = record(experiment, folder, lambda found: app.echo(_describe(found)))
     except OSError as error:
-        line = f"{folder} cannot be written ({error.strerror}): {remedy(error)}"
+        line = f"{folder} cannot be written ({error.strerror}): {remedy(error.errno)}"
         if experiment.process.world > 1:
             app.say_always(f"{NAME}: rank {experiment.process.rank} failed: {line}")
             raise app.Reported from None

@@ -146,6 +146,11 @@ def _ignored_sharing(config: Config) -> Iterator[tuple[str, Iterable[str]]]:
     if sharing.is_structured and sharing.generator != "channels":
         reason = f"sharing.generator={sharing.generator} mixes no templates"
         yield reason, ["sharing.max_templates", "sharing.upsampler"]
+    resized = sharing.upsampler in ("mask", "wavg") or sharing.upsample_templates > 1
+    plain = sharing.generator == "hash" or (sharing.generator == "avg" and not resized)
+    if plain and not sharing.low_rank and not search_epochs(config):
+        reason = f"sharing.generator={sharing.generator} has no coefficients"
+        yield reason, ["optim.coefficient_lr", "optim.muon.coefficient_lr"]
     if sharing.templates is not None:
         reason = f"sharing.templates={sharing.templates} fixes what each layer mixes"
         yield reason, ["sharing.upsampler", "sharing.max_templates"]
@@ -190,6 +195,9 @@ def _ignored_elsewhere(config: Config) -> Iterator[tuple[str, Iterable[str]]]:
         yield "distill.teacher=null names no teacher", keys_of(DistillConfig, "distill.")
     elif not distill.hidden:
         yield "distill.hidden names no modules", ["distill.hidden_weight"]
+    if distill.weight == 0 and not (distill.hidden and distill.hidden_weight):
+        reason = "distill.weight=0 and no distill.hidden leave the teacher out of the loss"
+        yield reason, [k for k in keys_of(DistillConfig, "distill.") if k != "distill.weight"]
     if pruning.method is None:
         yield "pruning.method=null prunes nothing", keys_of(PruningConfig, "pruning.")
     elif pruning.schedule == "one_shot":

@@ -50,9 +50,10 @@ def find_folder(
         except Exception as error:  # network and clients raise many kinds of errors
             if not offline:
                 why = f"it cannot be had from the Hugging Face hub ({reason(error)})"
+    fresh = ", or null for fresh weights" if key == "model.pretrained" else ""
     raise ValueError(
         f"{key}={name} is not a folder, and {why}: put {required} into a folder, and set"
-        f" {key}=FOLDER"
+        f" {key}=FOLDER{fresh}"
     )
 
 

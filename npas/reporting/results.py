@@ -32,7 +32,7 @@ SOURCES = ("real", "synthetic")
 # Fields that older results lack.
 ADDED = (
     "search", "history", "parallel", "divergence", "init", "published", "files", "earlier", "hub",
-    "low_rank", "indices", "artifact", "pruning",
+    "low_rank", "indices", "artifact", "pruning", "earlier_code",
 )  # fmt: skip
 # Fields in which results of one config may differ if one run was killed and resumed: times, memory,
 # the machine, versions, and keys that do not affect the result. A name includes all below it. Other
@@ -45,6 +45,7 @@ VARYING = (
     "hardware",
     "versions",
     "git",
+    "earlier_code",
     *(f"config.{key}" for key in sorted(HASH_EXCLUDED)),
 )
 Metric = float | None  # most are in %; None: not finite
@@ -149,6 +150,8 @@ class Result:
     # Metrics on held-out data after each epoch, in columns: "epoch", "val/f1", ...
     history: dict[str, list[Any]] | None = None
     parallel: Parallel | None = None
+    # Of a run that other commits began: "commit", "dirty", and the step up to which ("steps").
+    earlier_code: list[dict[str, Any]] | None = None
     divergence: Divergence | None = None  # of a run that diverged
     init: Init | None = None  # of a run that started from trained weights
     hub: dict[str, str] | None = None  # "name@commit" by key, of files of the Hugging Face hub

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from npas.sharing.budget import Budget, parse_budget
-from npas.sharing.layers import find_tensors
+from npas.sharing.layers import find_tensors, usual_defaults
 from npas.sharing.layout.allocation import Allocation
 from npas.sharing.planning import (
     Groups,
@@ -43,11 +42,12 @@ from npas.sharing.runtime.install import (
     shared_weights,
 )
 from npas.sharing.runtime.loops import refuse_loops
+from npas.sharing.torch_private import level_outside
 from npas.sharing.trained import activations, fitting
 from npas.sharing.trained.activations import Batch
 from npas.sharing.trained.templates import fill_templates
 from npas.utils.budget import BudgetLike
-from npas.utils.checks import path_of, require
+from npas.utils.checks import one_line, path_of, require
 from npas.utils.packing import Packing
 from npas.utils.printing import Shown
 
@@ -134,7 +134,7 @@ def share(
     )  # fmt: skip
     if init == "fit":
         check_types(options)
-        refuse_packing(packing, request)
+        refuse_packing(packing, request, init)
         return _share_fitted(model, request, options, recompute, batches)
     allocation = plan(model, request, init=init, batches=batches, **options)
     refuse_meta(model)
@@ -176,13 +176,25 @@ def _share_fitted(
         apply(model, allocation, seed=options["seed"], recompute=recompute, tolerance=tolerance)
         fill_templates(model, state)
     errors = fitting.weight_errors(model, state)
-    if batches and expected is not None:
-        found_outputs = activations.outputs(model, batches[0])
-        if found_outputs.shape == expected.shape and 0 < expected.norm() < math.inf:
-            relative = (found_outputs - expected).norm() / expected.norm()
-            errors = replace(errors, outputs=float(relative))
+    if found is not None and batches and expected is not None:
+        relative = _relative_error(model, batches[0], expected)
+        errors = replace(errors, outputs=relative, reached=found.reached)
     shared_weights(model).errors = errors
     return model
+
+
+def _relative_error(model: nn.Module, batch: Batch, expected: Tensor) -> float | None:
+    """Return the error of a shared network's outputs, None if unknown; warn if it does not run."""
+    try:
+        found = activations.outputs(model, batch)
+    except ValueError as error:
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {one_line(cause)}"
+        warnings.warn(f"the fitted network cannot be run ({reason})", stacklevel=level_outside())
+        return None
+    if found.shape != expected.shape or not 0 < expected.norm() < math.inf:
+        return None
+    return float((found - expected).norm() / expected.norm())
 
 
 def apply(
@@ -205,7 +217,7 @@ def apply(
     allocation, deviations = assign_scales(allocation, spreads, tolerance)
     audit.warn_of_optimizers(install(model, allocation, recompute))
     give_back_freed()
-    with torch.device("cpu"):  # the same weights for a seed, whatever the default device
+    with usual_defaults():  # the same weights for a seed
         if allocation.scheme.allocator == "reference":
             initialize_as_released(model, allocation, int(seed))
         else:

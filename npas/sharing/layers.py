@@ -7,6 +7,7 @@ the root module, i.e. the network that was shared; their names start with `PREFI
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,6 +21,18 @@ from npas.sharing.blocks import expand
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
 INDICES = "indices"
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Create tensors on the CPU and in fp32, whatever the user's defaults are."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def shared_names(root: nn.Module) -> list[str]:
@@ -286,6 +299,11 @@ def computes_as(cls: type, base: type[nn.Module]) -> bool:
         getattr(cls, method, None) is getattr(base, method, None)
         for method in ("forward", "_conv_forward")
     )
+
+
+def is_transposed_linear(cls: type) -> bool:
+    """Return whether a class is transformers' Conv1D: a linear layer of a weight in x out."""
+    return (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _kind(model: nn.Module, prefix: str, module: nn.Module) -> str:

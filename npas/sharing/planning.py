@@ -13,7 +13,7 @@ from npas.sharing.generators import schemes
 from npas.sharing.generators.codebook import CODEBOOK
 from npas.sharing.generators.coefficients import FIXED, OF_DEPTH, STARTS
 from npas.sharing.generators.upsample import UPSAMPLERS
-from npas.sharing.layers import find_layers, find_tensors
+from npas.sharing.layers import find_layers, find_tensors, usual_defaults
 from npas.sharing.layout.allocation import ALLOCATORS, Allocation, Scheme
 from npas.sharing.layout.allocator import allocate, allocate_templates
 from npas.sharing.layout.groups import assign_groups
@@ -73,7 +73,7 @@ def plan(
     templates = int(templates) if isinstance(templates, Integral) else templates
     require_unshared(model)
     request = None if budget is None else parse_budget(budget)
-    refuse_packing(packing, request)
+    refuse_packing(packing, request, init)
     if init == "fit" and (found := fit_inside(model, request, options, batches)):
         return found.allocation
     specs = [layer.spec for layer in find_layers(model, include, exclude)]
@@ -186,12 +186,13 @@ def check_types(options: Mapping[str, Any]) -> None:
         raise ValueError(f"seed={options['seed']} must fit in 64 bits")
 
 
-def refuse_packing(packing: Packing | None, request: Budget | None) -> None:
+def refuse_packing(packing: Packing | None, request: Budget | None, init: str) -> None:
     """Raise ValueError if a packing is given without a budget in bytes."""
-    if packing is not None and (request is None or request.size is None):
+    if packing is not None and (init == "fit" or request is None or request.size is None):
+        remedy = "" if init == "fit" else "give one (budget='16MB'), or "
         raise ValueError(
-            "packing is of budgets in bytes: give one (budget='16MB'), or leave packing out and"
-            " give its settings to npas.write_artifact"
+            f"packing is of budgets in bytes: {remedy}leave packing out, and give its settings to"
+            " npas.write_artifact"
         )
 
 
@@ -269,7 +270,8 @@ def fit_inside(
             " fraction or a count (0.1, 18M)"
         )
     roots = activations.roots(model, layers, batches) if batches else None
-    return fitting.fit(layers, request, count_parameters(model), roots, chosen)
+    with usual_defaults():
+        return fitting.fit(layers, request, count_parameters(model), roots, chosen)
 
 
 def refuse_meta(model: nn.Module) -> None:

@@ -55,6 +55,8 @@ class Progress:
     wandb_id: str | None = None
     # Earlier parts of the run with another number of ranks or batch parts, and their last steps.
     earlier: list[dict[str, int]] = field(default_factory=list)
+    # Commits of earlier parts that were trained by other code, and their last steps.
+    earlier_code: list[dict[str, Any]] = field(default_factory=list)
 
     def is_over(self, config: Config) -> bool:
         most_s = config.trainer.max_seconds

@@ -69,6 +69,7 @@ class Outcome:
     diverged_at: int | None = None  # the step
     norms: Norms | None = None  # of all parameters at divergence
     earlier: list[dict[str, int]] = field(default_factory=list)  # see `Progress`
+    earlier_code: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Journal:
@@ -164,7 +165,7 @@ class Journal:
         memory, history = peak_memory_bytes(state.process.device), progress.history or None
         found = Outcome(
             status, metrics, progress.step, progress.epoch, state.elapsed_s(), memory,
-            history=history, earlier=progress.earlier,
+            history=history, earlier=progress.earlier, earlier_code=progress.earlier_code,
         )  # fmt: skip
         if reason is None:
             return found

@@ -40,6 +40,7 @@ from npas.training.experiment import Experiment
 from npas.training.grouping import SEARCH, TRAIN
 from npas.training.meter import Meter
 from npas.utils.files import write_whole
+from npas.utils.git import git_state
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class TrainState:
         self.run_dir = run_dir
         self.store = Checkpoints(run_dir / "checkpoints", self.config.trainer.keep_last)
         self.progress = Progress()
+        self.code = asdict(git_state()) if self.process.is_main else None
         self.origin: str | None = None  # the path that `resume` named, absolute
         self.since = time.perf_counter()
 
@@ -102,6 +104,7 @@ class TrainState:
             "start": self.experiment.init,
             "teacher": self.experiment.teacher,
             "origin": self.origin,
+            "git": self.code,
         }
         tensors = {"model": self.model.state_dict(), "optimizer": self._optimizer_tensors()}
         if self.averaged:
@@ -187,6 +190,7 @@ class TrainState:
                     torch.cuda.set_rng_state(rng["cuda"], self.process.device)
                 self.meter.load(meter)
         self._note_other_parts(found)
+        self._note_other_code(found)
 
     def _note_other_parts(self, found: Checkpoint) -> None:
         """Record and warn if the checkpoint had another number of ranks or batch parts."""
@@ -202,6 +206,22 @@ class TrainState:
             " the resumed run is not bit-identical, and result.json records the change",
             *theirs,
             *ours,
+        )
+
+    def _note_other_code(self, found: Checkpoint) -> None:
+        """Record and warn if the checkpoint was written at another commit."""
+        theirs = found.state.get("git")
+        if self.code is None or theirs is None or theirs == self.code:
+            return
+        self.progress.earlier_code.append({"steps": self.progress.step, **theirs})
+        names = (
+            f"{str(code['commit'])[:12]}{' with changes' if code['dirty'] else ''}"
+            for code in (theirs, self.code)
+        )
+        log.warning(
+            "the checkpoint was written by other code (commit %s, now %s): the resumed run may not"
+            " be bit-identical, and result.json records the change",
+            *names,
         )
 
     @contextlib.contextmanager

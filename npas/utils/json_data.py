@@ -99,6 +99,8 @@ def decode(
             return int(value)  # type: ignore[call-overload]
     elif kind is float and is_number and abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
         return float(value)  # type: ignore[arg-type]
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(f"{where} must be an integer of 64 bits, got {shown(value)}")
     raise ValueError(f"{where} must be {_describe(kind)}, got {shown(value)}")
 
 

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,9 @@ def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Itera
     _watch = watch = _Watch()
     if at_end == "keep":
         atexit.register(_ignore_repeated, watch)  # registered first, so called last
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before, report = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+    # Raised within a finalizer, Preempted is lost: the training stops at its first step instead.
+    sys.unraisablehook = lambda lost: lost.exc_type is Preempted or report(lost)
     for number, handler in [*before.items()]:
         # None: not installed from Python, so it cannot be restored. nohup ignores SIGHUP.
         if handler is None or (number == signal.SIGHUP and handler == signal.SIG_IGN):
@@ -80,6 +83,7 @@ def watching(at_end: Literal["restore", "deliver", "keep"] = "restore") -> Itera
     finally:
         watch.deferring += 1  # later signals raise nothing
         _watch = None
+        sys.unraisablehook = report
         if at_end != "keep" or not watch.received:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -19,6 +19,7 @@ WRONG = [
     ("npas-train budget", "'budget' sets nothing: write key=value"),
     ("npas-train runs/digits/x", "'runs/digits/x' sets nothing: write run=runs/digits/x"),
     ("npas-train seed=[1", "'seed=[1' cannot be read: write key=value, special characters as"),
+    ("npas-train exp=", "'exp=' names no file: write +exp=NAME"),
     ("npas-train model=null", "'model=null' names no file: write model=NAME"),
     ("npas-train exp=digits", "exp=digits: write +exp=digits"),
     ("npas-train ++exp=digits", "++exp=digits: write +exp=digits"),
@@ -47,6 +48,7 @@ WRONG = [
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),
     ("npas-train --config-path conf", "--config-dir DIR adds a folder of YAMLs"),
     ("npas-train epochs=", "epochs must be an integer, got ''"),
+    (f"npas-train seed={10**20}", f"seed must be an integer of 64 bits, got {10**20}"),
     ("npas-train trainer.grad_accum_steps=3", "the nearest that is: 63"),
     (
         "npas-plan +exp=shakespeare task.folder=x",

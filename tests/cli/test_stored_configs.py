@@ -57,6 +57,18 @@ def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, 
     assert [(config.seed, config.optim.lr) for config in asked[1:]] == [(1, 0.05), (2, 0.05)]
 
 
+@pytest.mark.parametrize("name", ["moved/digits/renamed", "elsewhere"])
+def test_a_renamed_run_does_not_begin_again(run, folder, asked, name):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    own = folder.rename(name)
+    answer = run("npas-train", f"run={own}")
+    assert answer.code == 2 and not asked and answer.err.count("\n") == 1
+    assert f"run={own} was moved or renamed" in answer.err and f"add resume={own}" in answer.err
+    for words in ((f"resume={own}",), ("force=true",), ("seed=5",), ("run_root=there",)):
+        assert run("npas-train", f"run={own}", *words).code == 0, words
+    assert run("npas-plan", f"run={own}").code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fits import Blocks, drawn, fitted
 from torch import nn
 from torch.func import functional_call, grad
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import npas
 from npas.sharing import price
@@ -130,17 +131,59 @@ def test_no_index_is_read_from_tables_of_another(tmp_path):
         assert torch.equal(model(x), expected(first.roll(-turn, 0)))
     model.npas_indices_0.data.copy_(first.flip(0))  # noticed at the next train or eval
     model.train()
-    assert torch.equal(model(x), expected(first.flip(0)))
+    with pytest.raises(ValueError, match="changed in place"):
+        model(x)
+
+
+@pytest.mark.parametrize("when", ["before it has run", "after it has run"])
+def test_indices_that_an_average_of_buffers_truncates_are_refused(when, tmp_path):
+    model = by_codebook()
+    if when == "before it has run":
+        npas.save(model, tmp_path)
+        model = npas.load(tmp_path, drawn())
+    average = AveragedModel(model, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
+    for _ in range(2):
+        average.update_parameters(model)
+    uses = average, lambda _: npas.save(average.module, tmp_path), lambda _: average.state_dict()
+    for use in (*uses, lambda _: npas.materialize(average.module)):
+        with pytest.raises(
+            ValueError, match=r"^the indices of \S+ into .* average parameters alone"
+        ):
+            use(X)
+    average.module.load_state_dict(model.state_dict())
+    average.eval()
+    assert torch.equal(average(X), model(X))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
+    for _ in range(3):
+        average.update_parameters(model)
+    torch.testing.assert_close(average(X), model(X))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_dict_with_rounded_indices_is_refused(strict):
+    model = by_codebook()
+    before = model.npas_indices_0.clone()
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    state["npas_indices_0"] += 1
+    said = "npas_indices_0 must be integers, not torch.float16"
+    if strict:
+        with pytest.raises(RuntimeError, match=said):
+            model.load_state_dict(state)
+    else:
+        with pytest.warns(UserWarning, match=said):
+            model.load_state_dict(state, strict=False)
+    assert torch.equal(model.npas_indices_0, before) and state["npas_indices_0"].dtype == torch.half
 
 
 @pytest.mark.parametrize("bad", [10_000, -10_000, None], ids=["above", "below", "a float"])
 def test_invalid_indices_are_refused_in_one_line(bad, tmp_path):
     model = by_codebook()
-    indices = model.npas_indices_1
+    indices = model.npas_indices_1.clone()
     if bad is None:
-        model.npas_indices_1 = indices.float()
+        indices = indices.float()
     else:
         indices[0] = bad
+    model.npas_indices_1 = indices
     said = "npas_indices_1 must be (integers|from -[0-9]+ to)"
     with pytest.raises(ValueError, match=r"indices into its codebook must be"):
         model(X)
@@ -215,6 +258,28 @@ def test_layers_of_different_dtypes_have_codebooks_of_their_own():
     tiny = nn.Sequential(nn.Linear(12, 12), nn.Linear(2, 1, bias=False).double())
     with pytest.raises(ValueError, match="needs layers of four values or more"):
         npas.share(tiny, 0.8, init="fit", generator="codebook", include=["*weight*"])
+
+
+def test_each_value_of_the_bank_is_read():
+    for seed in range(40):  # cut-off rows at the layers' ends read only a part of a bank row
+        torch.manual_seed(seed)
+        shapes = [[3 + int(n) for n in torch.randint(12, (2,))] for _ in range(3)]
+        model = nn.ModuleList(nn.Linear(*shape, bias=False) for shape in shapes)
+        allowed = int((0.5 + 0.45 * torch.rand(())) * npas.count_parameters(model))
+        npas.share(model, f"{allowed / 1000}K", init="fit", generator="codebook")
+        report = npas.allocation(model).budget
+        assert report.used == report.allowed == npas.count_parameters(model)
+        sum((layer.weight * torch.randn_like(layer.weight)).sum() for layer in model).backward()
+        assert model.npas_bank_0.grad.count_nonzero() == len(model.npas_bank_0), seed
+
+
+def test_many_equal_rows_take_no_longer():
+    rows = torch.randn(60_000, 2, generator=torch.Generator().manual_seed(0))
+    rows[:54_000] = 0
+    bank, indices = quantize(rows, 12_000)  # nearly all of the bank is idle at first
+    places = torch.where(indices < 0, -1 - indices, indices)
+    assert len(places.unique()) == 12_000
+    assert (bank[places].abs() - rows.abs()).norm() < 1e-4 * rows.norm()
 
 
 def test_rows_that_are_alike_are_found_up_to_their_sign():

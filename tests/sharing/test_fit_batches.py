@@ -7,6 +7,7 @@ import pytest
 import torch
 from fits import drawn, fitted
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import npas
 from npas.sharing.layers import find_layers, matrix_form
@@ -56,17 +57,20 @@ def test_errors_count_by_what_layers_see(budget):
 
 
 class Once(nn.Module):
-    """A word, a convolution at one position and a layer: a sample has one input of each layer."""
+    """One layer of each kind; a sample has one input of each."""
 
     def __init__(self):
         super().__init__()
         self.words = nn.Embedding(12, 18)
         self.conv = nn.Conv2d(2, 10, 3)
-        self.line = nn.Linear(10, 7)
+        self.signal = nn.Conv1d(2, 6, 5)
+        self.turned = Conv1D(8, 6)
+        self.line = nn.Linear(8, 7)
 
     def forward(self, ids):
-        hidden = self.conv(self.words(ids).view(-1, 2, 3, 3)).flatten(1)
-        return self.line(hidden.tanh()).tanh()
+        hidden = self.conv(self.words(ids).view(-1, 2, 3, 3)).view(-1, 2, 5)
+        hidden = self.turned(self.signal(hidden.tanh()).flatten(1).tanh()).tanh()
+        return self.line(hidden).tanh()
 
 
 def test_errors_are_those_of_the_outputs_to_first_order(monkeypatch):
@@ -94,8 +98,67 @@ def test_errors_are_those_of_the_outputs_to_first_order(monkeypatch):
         torch.testing.assert_close(left @ right, change_RN, rtol=0, atol=1e-5)
     with torch.no_grad():
         model.conv.weight[0] = torch.nan
-    with pytest.raises(ValueError, match=r"line\.weight inputs or gradients that are not finite"):
+    with pytest.raises(ValueError, match=r"signal\.weight inputs or gradients that are not finite"):
         activations.roots(model, layers, [(ids,)])
+
+
+class Translator(nn.Module):
+    """An encoder-decoder network whose parts are linear and see texts of one length."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8))
+        self.decoder = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8))
+
+    def forward(self, input_ids, decoder_input_ids, **masks):
+        encoded = self.encoder(input_ids).mean(1, keepdim=True)
+        return self.decoder(decoder_input_ids) * (1 + encoded)
+
+
+def test_the_mask_of_a_text_is_not_that_of_its_translation():
+    model = drawn(make=Translator)
+    ids = torch.randint(1, 16, (2, 8), generator=torch.Generator().manual_seed(0))
+    some = torch.arange(8) < torch.tensor([[5], [8]])
+
+    def changed(**masks):
+        """Return the layers whose factors the masks change."""
+        found = [
+            activations.roots(
+                model, find_layers(model), [{"input_ids": ids, "decoder_input_ids": ids} | own]
+            )
+            for own in ({}, masks)
+        ]
+        return {
+            name.partition(".")[0]
+            for name in found[0]
+            if not all(
+                torch.equal(getattr(found[0][name], k), getattr(found[1][name], k))
+                for k in ("left", "right")
+            )
+        }
+
+    assert changed(attention_mask=some) == {"encoder"}
+    # The outputs are the decoder's, and all gradients depend on which ones count.
+    assert changed(decoder_attention_mask=some) == {"encoder", "decoder"}
+    assert changed(attention_mask=some | True) == set()
+
+
+class Strict(nn.Linear):
+    """A layer that accepts no generated weight."""
+
+    def forward(self, x):
+        if not isinstance(self.weight, nn.Parameter):
+            raise TypeError("no parameter")
+        return super().forward(x)
+
+
+def test_a_fitted_network_that_does_not_run_is_shared_with_a_warning():
+    model = nn.Sequential(Strict(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    with pytest.warns(UserWarning, match=r"cannot be run \(TypeError: no parameter\)"):
+        npas.share(model, 0.7, init="fit", batches=[torch.randn(2, 8)])
+    errors = npas.sharing.runtime.install.shared_weights(model).errors
+    assert errors.outputs is None and errors.reached == 0.5 and errors.all < 0.5
+    assert "the batches reached 50% of the weights" in npas.summary(model)
 
 
 class Tied(nn.Module):

@@ -197,3 +197,43 @@ def test_a_dense_state_dict_is_pointed_to_a_fit(nested):
     inner = model.get_submodule("part") if nested else model
     npas.materialize(inner)
     model.load_state_dict(dense.state_dict())
+
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+WAYS = [
+    {"budget": 0.3},
+    *({"budget": 0.5, "generator": own} for own in ("avg", "emb", "mlp", "channels", "tiles")),
+    *({"budget": 0.5, "generator": own} for own in ("wavg", "basis", "factorized")),
+    *({"budget": 0.3, "generator": "wavg", "upsampler": own} for own in ("repeat", "mask", "wavg")),
+    {"budget": 2.0, "low_rank": 1, "upsample_templates": 2},
+    {"templates": 2, "groups": "shape"},
+    {"templates": 1, "groups": "shape", "init": "fit"},
+    {"budget": 0.5, "init": "fit", "generator": "codebook", "batches": [X]},
+    {"budget": 0.5, "init": "fit", "generator": "basis", "batches": [X]},
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*look fresh")
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_default_device_and_dtype_change_nothing(way, tmp_path):
+    found = []
+    for device, dtype in (("cpu", torch.float32), ("meta", torch.float32), ("cpu", torch.float64)):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten()]
+        model = nn.Sequential(*layers, *(nn.Linear(32, 32) for _ in range(3)))
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                npas.share(model, **way)
+                model(X).square().sum().backward()
+                npas.summary(model)
+                npas.save(model, tmp_path)
+                npas.write_artifact(model, tmp_path / "a.npas")
+                npas.read_artifact(tmp_path / "a.npas", copy.deepcopy(model))
+                gradients = [p.grad for p in model.parameters()]
+                dense = npas.materialize(model)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append([dense(X), *gradients])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))

@@ -16,6 +16,7 @@ from npas.models._cnn import initialize
 from npas.sharing.layout.allocator import allocate
 from npas.training import build
 from npas.training.checkpoint import Checkpoints
+from npas.utils.git import Git
 
 # The rate grows beyond all measure after the first epoch, which so stays the best.
 FIRST_IS_BEST = {"lr": 0.1, "milestones": [1], "gamma": 100.0}
@@ -130,6 +131,21 @@ def test_a_run_goes_on_from_a_named_checkpoint_and_then_from_its_own(
     # force begins again with what is named
     run_small("new", **case, resume=str(old), force=True)
     assert log(tmp_path / "new") == log(tmp_path / "straight")
+
+
+def test_commits_that_trained_a_part_are_recorded(run_small, interrupt, monkeypatch, caplog):
+    for after, name in enumerate("aab", 1):
+        code = Git(name * 40, name == "b")
+        monkeypatch.setattr("npas.training.state.git_state", lambda code=code: code)
+        if after < 3:
+            interrupt(after, epochs=3)
+            assert "other code" not in caplog.text
+    _, outcome = run_small(epochs=3)
+    assert outcome.earlier_code == [{"steps": 10, "commit": "a" * 40, "dirty": False}]
+    assert f"(commit {'a' * 12}, now {'b' * 12} with changes)" in caplog.text
+    caplog.clear()
+    _, again = run_small(epochs=3)  # finished
+    assert again.earlier_code == outcome.earlier_code and not caplog.text
 
 
 def test_going_back_to_an_earlier_step_drops_the_later_ones(run_small, tmp_path):

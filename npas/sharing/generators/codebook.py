@@ -12,6 +12,7 @@ Shapes: P values of the bank, C values per row, M rows of a weight; the last may
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -47,61 +48,96 @@ def _places(indices_M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Trust:
-    """A number that rises when indices may have changed without a new version.
+    """What has happened to a network's indices that their versions do not show.
 
-    Writes through `.data` and collectives of `torch.distributed` do not raise versions.
+    `round` rises when writes through `.data` and collectives of `torch.distributed` may have
+    changed them, `loads` when a state dict was loaded.
     """
 
     def __init__(self) -> None:
-        self.round = 0
+        self.round = self.loads = 0
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The indices that tables were made of, M x 1: the tensor itself and a copy of its values."""
+    """Indices that have been seen, M x 1: the tensor itself, a copy of its values, its tables."""
 
     tensor: Tensor
-    state: tuple[int, int | None, int]  # bank, version, round
+    state: tuple[int | None, int] | None  # version, round
+    loads: int
     values_M: Tensor
     made: dict[type, Any] = field(default_factory=dict)
 
 
-class _Tables:
-    """What reading and gathering need of a layer's indices.
+class IndexTables:
+    """What reading and gathering need of a layer's indices into a bank of `bank` values.
 
     If these are another tensor or another version, as DDP makes one at each forward, their values
     are compared, and only new ones need new tables.
     """
 
-    def __init__(self, trust: Trust) -> None:
-        self._trust = trust
+    def __init__(self, layer: LayerAllocation, trust: Trust) -> None:
+        self._layer, self._trust = layer, trust
         self._known: _Known | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle as empty tables."""
-        return _Tables, (self._trust,)
+        """Pickle as empty tables."""
+        return IndexTables, (self._layer, self._trust)
 
-    def get(self, kind: type[Reads | Readers], bank: int, row: int, indices_M1: Tensor) -> Any:
-        """Return the table of one kind. Raises ValueError for invalid indices."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> IndexTables:
+        """Copy without tables; the copy still knows its indices."""
+        twin = IndexTables(self._layer, copy.deepcopy(self._trust, memo))
+        if (known := self._known) is not None:
+            tensor = copy.deepcopy(known.tensor, memo)
+            twin._known = replace(known, tensor=tensor, state=None, made={})
+        return twin
+
+    def check(self, indices_M1: Tensor) -> _Known:
+        """Return what is known of the indices.
+
+        Raises ValueError if the tensor's values were changed in place and not by `load_state_dict`
+        or a collective: averages of buffers truncate integers.
+        """
+        known, trust = self._known, self._trust
         version = None if indices_M1.is_inference() else indices_M1._version
-        state, known = (bank, version, self._trust.round), self._known
-        same = known is not None and known.tensor is indices_M1 and known.state == state
-        if known is None or version is None or not same:
+        state, is_own = (version, trust.round), known is not None and known.tensor is indices_M1
+        if known is None or not is_own or version is None or known.state != state:
+            if indices_M1.is_meta:
+                return _Known(indices_M1, state, trust.loads, indices_M1)
             with torch.no_grad():
                 values_M = indices_M1.detach().to("cpu", copy=True).view(-1)
             made: dict[type, Any] = {}
-            if known is not None and known.state[0] == bank:
-                kinds = {(t.device, t.dtype) for t in (known.tensor, indices_M1)}
-                same = len(kinds) == 1
-                made = known.made if same and torch.equal(known.values_M, values_M) else {}
-            if not made:
-                refuse_indices(values_M, -(-bank // row), "a layer's indices into its codebook")
-            known = self._known = _Known(indices_M1, state, values_M, made)
+            if known is not None:
+                one, other = known.tensor, indices_M1
+                if torch.equal(known.values_M, values_M):
+                    alike = (one.device, one.dtype) == (other.device, other.dtype)
+                    made = known.made if alike else {}
+                elif is_own and known.loads == trust.loads and not _has_collectives():
+                    raise ValueError(
+                        f"the indices of {self._layer.name} into its codebook were changed in"
+                        " place, as by an average of all buffers, which truncates them: average"
+                        " parameters alone, and load indices by load_state_dict"
+                    )
+            known = self._known = _Known(indices_M1, state, trust.loads, values_M, made)
+        return known
+
+    def get(self, kind: type[Reads | Readers], indices_M1: Tensor) -> Any:
+        """Return the table of one kind. Raises ValueError for invalid indices."""
+        known = self.check(indices_M1)
         if kind not in known.made:
+            bank, row = self._layer.template_size, self._layer.source[1]
+            if not known.made:
+                refuse_indices(
+                    known.values_M, -(-bank // row), "a layer's indices into its codebook"
+                )
             with torch.inference_mode(False), torch.no_grad():
                 places_M, signs_M1 = _places(known.values_M.clone().long())
                 known.made[kind] = kind.of(bank, row, places_M, signs_M1, indices_M1.device)
         return known.made[kind]
+
+
+def _has_collectives() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def refuse_indices(indices: Tensor, rows: int, named: str) -> None:
@@ -120,14 +156,16 @@ class CodebookBlock(RowsBlock):
     """A layer in rows of `row` values. A pass binds the layer's indices."""
 
     row: int
-    tables: _Tables = field(compare=False)
+    tables: IndexTables = field(compare=False)
     indices_M1: Tensor | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, layer: LayerAllocation, block: tuple[Any, ...], trust: Trust) -> CodebookBlock:
+    def of(
+        cls, layer: LayerAllocation, block: tuple[Any, ...], tables: IndexTables
+    ) -> CodebookBlock:
         """Return a layer's block of the fields of `RowsBlock`, without indices."""
         keys, size, rows, shapes = block
-        return cls(keys, size, rows, shapes, layer.source[1], _Tables(trust))
+        return cls(keys, size, rows, shapes, layer.source[1], tables)
 
     def bind(self, indices_M1: Tensor) -> CodebookBlock:
         """Return the block with indices."""
@@ -137,7 +175,7 @@ class CodebookBlock(RowsBlock):
         assert self.indices_M1 is not None
         weight_MC = empty(len(self.indices_M1), self.row)
         if not weight_MC.is_meta:
-            reads = self.tables.get(Reads, len(values_P), self.row, self.indices_M1)
+            reads = self.tables.get(Reads, self.indices_M1)
             reads.fill(values_P, scale, weight_MC)
         return weight_MC.view(-1)[: self.size]
 
@@ -146,7 +184,7 @@ class CodebookBlock(RowsBlock):
         if rest := -self.size % self.row:
             gradient_N = F.pad(gradient_N, (0, rest))
         if not buffer_P.is_meta:
-            readers = self.tables.get(Readers, len(buffer_P), self.row, self.indices_M1)
+            readers = self.tables.get(Readers, self.indices_M1)
             readers.add(buffer_P, gradient_N.view(-1, self.row), scale)
 
     def plain(self, values_P: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Average:
 
     def coefficients(self, parameters: Mapping[str, Tensor], layers: int, templates: int) -> Tensor:
         """Return alpha_LK, differentiable in the parameters."""
-        return torch.full((layers, templates), 1 / templates, device="cpu")
+        return torch.full((layers, templates), 1 / templates, device="cpu", dtype=torch.float32)
 
 
 class WeightedAverage(Average):

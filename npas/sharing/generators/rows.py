@@ -107,13 +107,14 @@ class Readers:
     ) -> Readers:
         """Return the readers of rows at these places; the tensors are on the CPU."""
         whole, count, parts = bank // row, len(places_M), []
+        each_R1 = torch.arange(whole + 1, device=places_M.device)
         is_dense = count * SPARSE >= whole
         order_M = (places_M if is_dense else (places_M == whole).int()).sort(stable=True).indices
         sorted_M = places_M[order_M]
-        rows = torch.arange(whole) if is_dense else sorted_M[sorted_M < whole]
-        begins = torch.arange(len(rows) + 1, dtype=torch.int32)
+        rows = each_R1[:-1] if is_dense else sorted_M[sorted_M < whole]
+        begins = each_R1[: len(rows) + 1].int()
         if is_dense:
-            begins = torch.searchsorted(sorted_M, torch.arange(whole + 1)).int()
+            begins = torch.searchsorted(sorted_M, each_R1).int()
         signs_M, order_M = signs_M1.flatten().to(torch.int8)[order_M].to(device), order_M.int()
         for at in range(0, len(rows), PIECE):
             part = begins[at : at + PIECE + 1]

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from npas.sharing.layers import Layer, computes_as
+from npas.sharing.layers import Layer, computes_as, is_transposed_linear
 from npas.sharing.runtime.weights import SharedWeights
 
 _SHARED_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
@@ -58,9 +58,7 @@ def rounds_under_autocast(layer: Layer) -> bool:
     """
 
     def rounds(cls: type) -> bool:
-        if (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D"):
-            return True
-        return any(computes_as(cls, base) for base in _ROUNDING)
+        return is_transposed_linear(cls) or any(computes_as(cls, base) for base in _ROUNDING)
 
     return all(rounds(type(owner)) for owner, _ in layer.owners)
 

@@ -8,12 +8,14 @@ class Errors:
     """Relative errors |W - generated| / |W| (Frobenius norms).
 
     `layers` maps each layer's name to its error, `all` is the error over all layers. `outputs` is
-    the error of the network's outputs on the first batch given to the fit, None without batches.
+    the error of the network's outputs on the first batch given to the fit, None without batches or
+    if it is unknown; `reached` the part of the weights in layers that the batches reached.
     """
 
     layers: dict[str, float]
     all: float
     outputs: float | None = None
+    reached: float | None = None
 
     def table(self) -> str:
         """Return the errors as text: one line for all layers, then one line per layer."""
@@ -25,4 +27,6 @@ class Errors:
         worst = max(self.layers, key=self.layers.__getitem__, default="")
         largest = f" (at most {self.layers[worst]:.3g}: {worst})" if worst else ""
         outputs = "" if self.outputs is None else f", {self.outputs:.3g} of the outputs of a batch"
+        if self.reached is not None and self.reached < 1:
+            outputs += f"; the batches reached {self.reached:.0%} of the weights"
         return f"relative error {self.all:.3g} of {len(self.layers)} layers{largest}{outputs}"

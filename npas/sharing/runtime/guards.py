@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from npas.sharing.layers import PREFIX, SCALES
+from npas.sharing.layers import PREFIX, SCALES, indices_name
 from npas.sharing.runtime import audit, storage
 from npas.sharing.runtime.loops import refuse_loops
 from npas.sharing.torch_private import caller, level_outside
@@ -127,18 +127,24 @@ def _note_plan(root: nn.Module, state: object, prefix: str, metadata: dict[str, 
 
 def _refuse_others(
     root: nn.Module,
-    state: Mapping[str, Any],
+    state: dict[str, Any],  # a copy of the user's
     prefix: str,
     metadata: Mapping[str, Any],
     *others: Any,
 ) -> None:
-    """Report a state dict of a dense network or of another plan; take the scales of an equal one.
+    """Report a state dict of a dense network, of another plan or with indices that are no integers;
+    take the scales of an equal plan.
 
     Reports are errors if the loading is strict, else warnings. Which layers have one scale depends
     on the dense network's values, so an equal plan may have other scales.
     """
     shared, errors = root.__dict__["_npas_shared"], others[-1]
     layers = shared.allocation.layers
+    rounded = [
+        name
+        for name in (prefix + indices_name(i) for i in shared.reading.tables)
+        if name in state and state[name].is_floating_point()
+    ]
     dense = [layer.name for layer in layers if layer.templates and prefix + layer.name in state]
     has_banks = any(name.startswith(f"{prefix}{PREFIX}bank_") for name in state)
     if dense and not has_banks:
@@ -151,6 +157,14 @@ def _refuse_others(
         reason = (
             "the state dict is of a network that shares in another way: share with the same"
             " arguments (groups, seed, ...), or use npas.save and npas.load"
+        )
+    elif rounded:
+        for name in rounded[1:]:
+            del state[name]
+        first = state.pop(rounded[0])
+        reason = (
+            f"{rounded[0]} must be integers, not {first.dtype}, which rounds indices"
+            " into a codebook: convert only the floating-point tensors of a state dict"
         )
     else:
         scale_of, scales = metadata.get("npas_scales"), state.get(prefix + SCALES)

@@ -232,10 +232,10 @@ def materialize(model: nn.Module) -> nn.Module:
 
     Weights are generated as in the forward pass, so fp32 results are bit-equal. Parts that were
     moved out of the network become dense, too. Raises ValueError for a network that is not shared,
-    and RuntimeError if a generated weight was written to.
+    RuntimeError if a generated weight was written to, ValueError if indices were.
     """
     shared = shared_weights(model)
-    shared.refuse_written()
+    shared.refuse_unstorable()
     for part in list(model.modules()):
         if part is not model and is_shared(part):
             materialize(part)
@@ -262,12 +262,12 @@ def _open_passes(root: nn.Module, shared: SharedWeights) -> None:
     itself, since hooks cost time. Other hooks drop kept weights when a state dict is loaded, and
     check for written ones when it is made.
     """
-    root.register_load_state_dict_post_hook(shared.forget)
+    root.register_load_state_dict_post_hook(shared.note_loaded)
     for module in root.modules() if shared.recompute else (root,):
         held = module.modules()
         if module is root or any("_npas" in m.__dict__ for m in held if m is not module):
             shared.watch(module)
-    root.register_state_dict_pre_hook(shared.refuse_written)
+    root.register_state_dict_pre_hook(shared.refuse_unstorable)
 
 
 def _close_passes(modules: Iterable[nn.Module], shared: SharedWeights) -> None:

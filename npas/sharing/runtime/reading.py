@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from npas.sharing.generators.codebook import CODEBOOK, CodebookBlock, Trust
+from npas.sharing.generators.codebook import CODEBOOK, CodebookBlock, IndexTables, Trust
 from npas.sharing.generators.coefficients import GENERATORS
 from npas.sharing.generators.hashing import HASH, HashedBlock
-from npas.sharing.layers import generator_name
+from npas.sharing.layers import generator_name, indices_name
 from npas.sharing.layout.allocation import Allocation
 from npas.sharing.runtime.bank import AnyBlock, Block
 
@@ -66,6 +66,7 @@ class Reading:
     - `places`: the group and the plan of each layer.
     - `twins`: for each layer the first with an identical weight; `common`: the firsts of several.
     - `rows`: for each mixing layer, the layers that share its parameters of coefficients.
+    - `tables`: those of the indices of each layer that reads a codebook.
     - `batches`: for each generated layer its batch. Layers in `low`, which compute in autocast's
       dtype, are never in a batch with others.
     """
@@ -76,6 +77,11 @@ class Reading:
         ]
         self.low = frozenset(low)
         self.trust = Trust()
+        self.tables = {
+            i: IndexTables(layer, self.trust)
+            for i, (_, layer) in enumerate(self.places)
+            if layer.upsampler == CODEBOOK
+        }
         self.twins = self._find_twins()
         self.common = frozenset(twin for i, twin in enumerate(self.twins) if twin != i)
         self.rows: dict[int, Rows] = {}
@@ -145,6 +151,11 @@ class Reading:
         made += map(self._batch, batches)
         return {i: batch for batch in made for i in batch.layers}
 
+    def check_indices(self, read: Callable[[str], Tensor]) -> None:
+        """Raise ValueError for indices that were changed in place; `read` returns a tensor."""
+        for i, tables in self.tables.items():
+            tables.check(read(indices_name(i)))
+
     def alone(self, index: int) -> Batch:
         """Return a batch of one layer, in reused memory unless other layers have its weight."""
         if index not in self._alone:
@@ -169,7 +180,7 @@ class Reading:
                 if first.upsampler == HASH:
                     made.append(HashedBlock(*held, first.first))
                 else:
-                    made.append(CodebookBlock.of(first, held, self.trust))
+                    made.append(CodebookBlock.of(first, held, self.tables[block[0]]))
                 continue
             shapes = tuple((p.template_size,) if p.upsampler else p.shape for p in plans)
             reads = first.templates, first.template_size

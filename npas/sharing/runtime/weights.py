@@ -70,8 +70,8 @@ class SharedWeights:
         _watch_optimizers(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without generated weights; RuntimeError if one was written to."""
-        self.refuse_written()
+        """Return the state without generated weights. Raises errors as `refuse_unstorable`."""
+        self.refuse_unstorable()
         left_out = ("_open", "modules")
         return {k: v for k, v in self.__dict__.items() if k not in left_out} | {"_kept": None}
 
@@ -195,8 +195,8 @@ class SharedWeights:
         """Return the weight of the layer at `index`, by plain operations that can be traced."""
         return self._pass().plain_weight(index)
 
-    def _pass(self, *, kept: bool = False, recompute: bool = False) -> WeightPass:
-        return WeightPass(self.root, self.reading, self.pool, kept=kept, recompute=recompute)
+    def _pass(self, **how: bool) -> WeightPass:
+        return WeightPass(self.root, self.reading, self.pool, **how)
 
     def _keep(self, running: bool) -> _Kept:
         """Return the kept weights if they are still valid, else an empty cache."""
@@ -223,9 +223,8 @@ class SharedWeights:
     def refuse_written(self, *_: object) -> None:
         """Raise RuntimeError if a kept weight was written to: that changes no parameter.
 
-        Called before parameters are stored or copied (e.g. as the root's `state_dict` pre-hook),
-        and by `train` and `eval`. Kept weights whose bank was changed without a version counter are
-        dropped.
+        Also called by `train` and `eval`. Kept weights whose bank was changed without a version
+        counter are dropped.
         """
         if is_traced():
             return
@@ -244,6 +243,20 @@ class SharedWeights:
             self.forget()
         if name is not None:
             raise written(name)
+
+    def refuse_unstorable(self, *_: object) -> None:
+        """Raise RuntimeError for a kept weight that was written to, ValueError for such indices.
+
+        Called before parameters are stored or copied, e.g. as the root's `state_dict` pre-hook.
+        """
+        self.refuse_written()
+        if not is_traced():
+            self.reading.check_indices(lambda name: shared_value(self.root, name))
+
+    def note_loaded(self, *_: object) -> None:
+        """Drop the kept weights, and trust the indices (a hook, after a state dict was loaded)."""
+        self.reading.trust.loads += 1
+        self.forget()
 
     def _refuse_writes(self) -> None:
         """Raise RuntimeError if the weight that was last read outside of a pass was written to.

@@ -14,6 +14,8 @@ With C = M M^T and G = L L^T the error is |L^T D M|^2, and its best approximatio
 known (`Root`). Shapes: weights R x N, C is N x N, G is R x R, M inputs.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.sharing.layers import Layer, computes_as, matrix_form
+from npas.sharing.layers import Layer, computes_as, is_transposed_linear, matrix_form
 from npas.sharing.trained.distillation import tensors
 from npas.utils.checks import one_line, require
 from npas.utils.progress import track
@@ -110,25 +112,62 @@ def _solve(factor: Tensor | None, matrix: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor.T, matrix, upper=True)
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """The masks of a batch's tokens, B x L: True for tokens, False for padding.
+
+    An encoder-decoder network has two, with the key "encoder" and "decoder"; the names of modules
+    and outputs tell which one they belong to, if any. Other networks have the key "".
+    """
+
+    by_part: dict[str, Tensor]
+    has_parts: bool
+
+    @classmethod
+    def of_batch(cls, model: nn.Module, batch: Mapping[str, Tensor]) -> _Masks:
+        """Return the masks of a network's arguments by name."""
+        has_parts = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        has_parts = has_parts or any(name.startswith("decoder_") for name in batch)
+        keys = {"encoder" if has_parts else "": "attention_mask"}
+        keys |= {"decoder": "decoder_attention_mask"} if has_parts else {}
+        found = {part: batch[key] for part, key in keys.items() if key in batch}
+        masks = {part: torch.atleast_2d(mask).flatten(1) > 0 for part, mask in found.items()}
+        return cls(masks, has_parts)
+
+    def of(self, name: str, tensor: Tensor, is_output: bool = False) -> Tensor | None:
+        """Return the mask of a tensor of this name, B x L x ...; None if it has none."""
+        part = "decoder" if self.has_parts and is_output else ""
+        if self.has_parts:
+            words = name.replace("_", ".").split(".")
+            part = next((word for word in ("decoder", "encoder") if word in words), part)
+        mask = self.by_part.get(part)
+        return mask if mask is not None and tensor.shape[:2] == mask.shape else None
+
+
 @dataclass
 class _Sums:
     """The sums C and G of a layer before the division, and its number of inputs."""
 
-    is_embedding: bool
+    module: nn.Module
     c: Tensor | float = 0.0
     g: Tensor | float = 0.0
     total: float = 0.0  # of |x|^2 |g|^2
     squares: float = 0.0  # of (|x|^2 |g|^2)^2
     count: int = 0
 
-    def add(self, module: nn.Module, inputs: Tensor, gradients: Tensor | None) -> None:
+    def add(self, inputs: Tensor, gradients: Tensor | None) -> None:
         """Add a call's inputs and, if there are any, the gradients by its outputs."""
-        x = inputs.reshape(-1) if self.is_embedding else _flat(module, inputs).double()
+        module = self.module
+        is_embedding = isinstance(module, nn.Embedding)
+        x = inputs.reshape(-1) if is_embedding else _flat(module, inputs).double()
         size_M = x.square().sum(1) if x.dim() == 2 else torch.ones_like(x, dtype=torch.float64)
         slope_M = torch.ones_like(size_M)  # |g|^2, as size_M is |x|^2
         if gradients is not None:
-            if isinstance(module, nn.Conv2d):
-                gradients = gradients.movedim(-3, -1)
+            if isinstance(module, CONVOLUTIONS):
+                gradients = gradients.movedim(-1 - len(module.kernel_size), -1)
             g = gradients.reshape(-1, gradients.shape[-1]).double()
             slope_M = g.square().sum(1)
             self.g = self.g + _square(g * size_M.sqrt()[:, None]).cpu()
@@ -145,31 +184,32 @@ class _Sums:
 def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -> dict[str, Root]:
     """Return the factors of layers by name, measured in eval mode.
 
-    Covers linear layers, embeddings and convolutions without groups, as far as the batches reach
-    them and the outputs depend on them. If no output has a gradient, G is the identity and C that
-    of inputs alone. Raises ValueError for inputs or gradients that are not finite, and if no layer
-    is reached.
+    Covers linear layers, embeddings and 1-D and 2-D convolutions without groups, as far as the
+    batches reach them and the outputs depend on them. If no output has a gradient, G is the
+    identity and C that of inputs alone. Raises ValueError for inputs or gradients that are not
+    finite, and if no layer is reached.
     """
     sums: dict[str, _Sums] = {}
     calls: list[tuple[str, nn.Module, Tensor]] = []  # of layers, in a batch, with their inputs
-    text_BL: list[Tensor] = []  # True for tokens, False for padding; empty without attention_mask
+    masks = _Masks({}, False)
 
     def add(name: str, module: nn.Module, inputs: Tensor, gradients: Tensor | None) -> None:
-        own = sums.setdefault(name, _Sums(isinstance(module, nn.Embedding)))
-        own.add(module, inputs, gradients)
+        sums.setdefault(name, _Sums(module)).add(inputs, gradients)
 
     def see(name: str, module: nn.Module, arguments: tuple[Any, ...], out: Tensor) -> None:
         if not arguments:  # called with keywords only
             return
         inputs: Tensor = arguments[0].detach()
         kept: Any = ...  # all
-        if text_BL and inputs.shape[:2] == text_BL[0].shape:
-            kept = text_BL[0]
+        if not isinstance(module, CONVOLUTIONS):
+            found = masks.of(names[module], inputs)
+            kept = kept if found is None else found
         calls.append((name, module, inputs[kept]))
         if out.requires_grad:
             out.register_hook(lambda gradient: add(name, module, inputs[kept], gradient[kept]))
 
     hooks = []
+    names = {module: name for name, module in model.named_modules()}
     for layer in layers:
         if matrix_form(layer.spec.shape)[0] != layer.spec.shape[0]:
             continue  # one output: no matrix of outputs x inputs
@@ -179,12 +219,11 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
                 hooks.append(own.register_forward_hook(functools.partial(see, layer.spec.name)))
     try:
         for i, batch in enumerate(track(batches, "measuring activations")):
-            mask = tensors(batch).get("attention_mask")
-            text_BL[:] = [] if mask is None else [torch.atleast_2d(mask).flatten(1) > 0]
+            masks = _Masks.of_batch(model, tensors(batch))
             calls.clear()
             # cuDNN has no backward for RNNs in eval mode.
             with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False), evaluating(model):
-                if not _backward(call(model, batch, f"batches[{i}]"), layers, text_BL, i):
+                if not _backward(call(model, batch, f"batches[{i}]"), layers, masks, i):
                     for seen in calls:
                         add(*seen, None)
     finally:
@@ -203,15 +242,16 @@ def roots(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch]) -
     }
 
 
-def _backward(found: Any, layers: Sequence[Layer], text_BL: Sequence[Tensor], seed: int) -> bool:
+def _backward(found: Any, layers: Sequence[Layer], masks: _Masks, seed: int) -> bool:
     """Run <outputs, v> backward for random normal v; return whether any output has a gradient."""
     products = []
-    draw = torch.Generator().manual_seed(seed)
-    for own in _compared(found):
+    draw = torch.Generator("cpu").manual_seed(seed)
+    for name, own in _compared(found).items():
         if own.requires_grad:
-            v = torch.randn(own.shape, generator=draw).to(own.device)
-            if text_BL and own.shape[:2] == text_BL[0].shape:
-                v = v * text_BL[0].reshape(*own.shape[:2], *[1] * (own.dim() - 2))
+            v = torch.randn(own.shape, generator=draw, device="cpu", dtype=torch.float32)
+            v = v.to(own.device)
+            if (text_BL := masks.of(name, own, is_output=True)) is not None:
+                v = v * text_BL.reshape(*own.shape[:2], *[1] * (own.dim() - 2))
             length = own.detach().float().norm()
             if 0 < length < float("inf"):
                 products.append((own.float() * v).sum() / length)
@@ -231,13 +271,19 @@ def _backward(found: Any, layers: Sequence[Layer], text_BL: Sequence[Tensor], se
 def outputs(model: nn.Module, batch: Batch) -> Tensor:
     """Return all floating-point outputs of one or more dimensions as one vector, perhaps empty."""
     found = _compared(call(model, batch, "batches[0]"))
-    return torch.cat([torch.zeros(0).double(), *(own.reshape(-1).double().cpu() for own in found)])
+    with torch.device("cpu"):
+        return torch.cat(
+            [torch.zeros(0).double(), *(own.reshape(-1).double().cpu() for own in found.values())]
+        )
 
 
-def _compared(found: Any) -> list[Tensor]:
-    """Return the floating-point outputs of one or more dimensions."""
-    dense = [own for own in tensors(found).values() if own.dim() and own.layout is torch.strided]
-    return [own for own in dense if own.is_floating_point()]
+def _compared(found: Any) -> dict[str, Tensor]:
+    """Return the floating-point outputs of one or more dimensions by name."""
+    return {
+        name: own
+        for name, own in tensors(found).items()
+        if own.dim() and own.layout is torch.strided and own.is_floating_point()
+    }
 
 
 @contextmanager
@@ -258,21 +304,25 @@ def _is_seen(module: nn.Module) -> bool:
     A subclass with a forward of its own may do something else: Whisper's positional embedding is
     called with tokens, and reads its rows by their positions.
     """
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return plain and module.groups == 1 and computes_as(type(module), nn.Conv2d)
-    return any(computes_as(type(module), base) for base in (nn.Linear, nn.Embedding))
+        kind = next(base for base in CONVOLUTIONS if isinstance(module, base))
+        return plain and module.groups == 1 and computes_as(type(module), kind)
+    known = any(computes_as(type(module), base) for base in (nn.Linear, nn.Embedding))
+    return known or is_transposed_linear(type(module))
 
 
 def _flat(module: nn.Module, inputs: Tensor) -> Tensor:
     """Return a layer's inputs (patches of a convolution) as a matrix, M x N."""
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, CONVOLUTIONS):
         return inputs.reshape(-1, inputs.shape[-1])
-    inputs = inputs if inputs.dim() == 4 else inputs[None]
     assert not isinstance(module.padding, str)
-    patches_BNM = F.unfold(
-        inputs, module.kernel_size, module.dilation, module.padding, module.stride
-    )
+    inputs = inputs if inputs.dim() == 2 + len(module.kernel_size) else inputs[None]
+    form = [(1,), (1,), (0,), (1,)] if isinstance(module, nn.Conv1d) else [()] * 4  # one row
+    own = module.kernel_size, module.dilation, module.padding, module.stride
+    both = [(*first, *rest) for first, rest in zip(form, own, strict=True)]
+    inputs = inputs.unsqueeze(-2) if isinstance(module, nn.Conv1d) else inputs
+    patches_BNM = F.unfold(inputs, *both)
     return patches_BNM.transpose(1, 2).reshape(-1, patches_BNM.shape[1])
 
 
@@ -284,16 +334,21 @@ def _square(rows_MN: Tensor) -> Tensor:
 
 def _root(name: str, own: _Sums) -> Root:
     """Return the factors of a layer's C and G. Raises ValueError if one is not finite."""
-    c, g = torch.as_tensor(own.c), own.g
-    if not (c.isfinite().all() and torch.as_tensor(g).isfinite().all()):
+    c, g = own.c, own.g
+    assert isinstance(c, Tensor)
+    if not all(bool(part.isfinite().all()) for part in (c, g) if isinstance(part, Tensor)):
         raise ValueError(
             f"the batches give {name} inputs or gradients that are not finite: leave them out"
         )
     outputs = _factor(g, own) if isinstance(g, Tensor) else None
-    if own.is_embedding:
+    is_embedding = isinstance(own.module, nn.Embedding)
+    if is_embedding:
         inputs = (c + UNSEEN * own.total / own.count).sqrt() / own.total**0.25
-        return Root(inputs, outputs, has_gradients=isinstance(g, Tensor))
-    return Root(outputs, _factor(c, own), has_gradients=isinstance(g, Tensor))
+    else:
+        inputs = _factor(c, own)
+    if is_embedding or is_transposed_linear(type(own.module)):  # one row for each input
+        return Root(inputs, outputs, has_gradients=outputs is not None)
+    return Root(outputs, inputs, has_gradients=outputs is not None)
 
 
 def _factor(sums: Tensor, own: _Sums) -> Tensor:

@@ -40,14 +40,25 @@ ITERATIONS = 3
 
 
 def row_length(sizes: Sequence[int], available: int) -> int | None:
-    """Return the C of least expected error; None if no C has two rows for the bank."""
-    best, found = math.inf, None
+    """Return the C of least expected error; None if no C has two rows for the bank.
+
+    A C for which the weights have fewer whole rows than the bank is the last choice: each bank row
+    needs a whole one, or nothing would read its end.
+    """
+    best, found = (True, math.inf), None
     for row in range(2, LONGEST + 1):
-        total = sum(-(-size // row) for size in sizes)
-        count = min((available - total) // row, total)
-        if count >= 2 and (error := _expected(row, 2 * count)) < best:
-            best, found = error, row
+        total, whole = (sum(counts) for counts in zip(*(_cut(n, row) for n in sizes), strict=True))
+        count = (available - total) // row
+        if min(count, whole) >= 2:
+            error = count > whole, _expected(row, 2 * min(count, whole))
+            if error < best:
+                best, found = error, row
     return found
+
+
+def _cut(size: int, row: int) -> tuple[int, int]:
+    """Return the number of rows of a weight, and of whole ones."""
+    return -(-size // row), size // row
 
 
 def smallest(layers: Sequence[Layer]) -> float:
@@ -56,8 +67,12 @@ def smallest(layers: Sequence[Layer]) -> float:
 
 
 def _smallest(sizes: Sequence[int]) -> float:
-    totals = {row: sum(-(-size // row) for size in sizes) for row in range(2, LONGEST + 1)}
-    return min((t + 2 * row for row, t in totals.items() if t >= 2), default=math.inf)
+    found = math.inf
+    for row in range(2, LONGEST + 1):
+        total, whole = (sum(counts) for counts in zip(*(_cut(n, row) for n in sizes), strict=True))
+        if whole >= 2:
+            found = min(found, total + 2 * row)
+    return found
 
 
 def by_kind(layers: Sequence[Layer]) -> list[list[Layer]]:
@@ -81,17 +96,21 @@ def _expected(row: int, count: int) -> float:
 
 
 @torch.no_grad()
-def quantize(rows_MC: Tensor, count: int, weight_MC: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return K bank rows, K x C, and the signed indices, M, into them; each bank row is read.
+def quantize(
+    rows_MC: Tensor, count: int, weight_MC: Tensor | None = None, whole_M: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return K bank rows, K x C, and the signed indices, M, into them.
 
-    `weight_MC` are the factors of the values' squared errors, by default one.
+    `weight_MC` are the factors of the values' squared errors, by default one. Each bank row is read
+    by a row that is whole (`whole_M`, by default all).
     """
-    sign_M1 = torch.where(rows_MC.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    sign_M1 = torch.where(rows_MC.sum(1, keepdim=True) < 0, -1.0, 1.0).to(rows_MC.dtype)
     folded_MC = rows_MC * sign_M1
     label_M = tree(folded_MC, count, weight_MC)
     order_M = label_M.argsort()  # neighbours are next to each other in memory, which is faster
     folded_MC, label_M = folded_MC[order_M], label_M[order_M]
     weight_MC = None if weight_MC is None else weight_MC[order_M]
+    whole_M = torch.ones_like(label_M, dtype=torch.bool) if whole_M is None else whole_M[order_M]
     first_M = label_M // NEAR * NEAR
     bank_KC = _means(folded_MC, label_M, count, weight_MC)
     for _ in track(range(ITERATIONS), "refining the codebook"):
@@ -104,7 +123,7 @@ def quantize(rows_MC: Tensor, count: int, weight_MC: Tensor | None = None) -> tu
                 far_MJC *= weight_MC[part, None]
             nearest_M[part], best_M = far_MJC.sum(2).min(1)
             label_M[part] = near_MJ.gather(1, best_M[:, None])[:, 0]
-        _reseed(label_M, nearest_M, count)
+        _reseed(label_M, nearest_M, whole_M, count)
         bank_KC = _means(folded_MC, label_M, count, weight_MC)
     index_M = torch.empty_like(label_M)
     index_M[order_M] = label_M
@@ -178,19 +197,19 @@ def _means(rows_MC: Tensor, label_M: Tensor, count: int, weight_MC: Tensor | Non
     return sums_KC.index_add_(0, label_M, rows_MC * weight_MC) / whole_KC.clamp(min=1e-30)
 
 
-def _reseed(label_M: Tensor, error_M: Tensor, count: int) -> None:
-    """Give each bank row without a reader one of the rows with the largest errors, in place.
+def _reseed(label_M: Tensor, error_M: Tensor, whole_M: Tensor, count: int) -> None:
+    """Give each bank row that no whole row reads one of those with the largest errors, in place.
 
-    A bank row keeps its last reader.
+    A bank row keeps its last whole reader.
     """
-    readers_K = torch.bincount(label_M, minlength=count)
-    idle = (readers_K == 0).nonzero()[:, 0]
-    for place in error_M.argsort(descending=True).tolist() if len(idle) else ():
-        if readers_K[label_M[place]] > 1:
-            readers_K[label_M[place]] -= 1
-            label_M[place], idle = idle[0], idle[1:]
-            if not len(idle):
-                return
+    idle_K = (torch.bincount(label_M[whole_M], minlength=count) == 0).nonzero()[:, 0]
+    if len(idle_K):
+        order_M = whole_M.nonzero()[:, 0]
+        order_M = order_M[error_M[order_M].argsort(descending=True, stable=True)]
+        own_M, at_M = label_M[order_M], torch.arange(len(order_M))
+        last_K = torch.zeros(count, dtype=torch.int64).scatter_reduce_(0, own_M, at_M, "amax")
+        spare_M = order_M[last_K[own_M] != at_M]
+        label_M[spare_M[: len(idle_K)]] = idle_K
 
 
 def place_codebooks(
@@ -259,8 +278,11 @@ def fit_codebook(
     sizes = [layer.spec.size for layer in layers]
     row = row_length(sizes, available)
     assert row is not None
-    counts = [-(-size // row) for size in sizes]
-    values = min(available - sum(counts), row * sum(counts))
+    counts = [_cut(size, row)[0] for size in sizes]
+    values = min(available - sum(counts), row * sum(_cut(size, row)[1] for size in sizes))
+    whole_M = torch.cat(
+        [torch.arange(1, n + 1) * row <= size for n, size in zip(counts, sizes, strict=True)]
+    )
     norms = [norm(layer) for layer in layers]
     rows_MC = torch.cat(
         [
@@ -272,10 +294,10 @@ def fit_codebook(
     if weigh is not None:
         weight_MC = torch.cat([_rows(weigh(layer), row) for layer in layers])
         weight_MC = (weight_MC / weight_MC.mean()).clamp_(min=SMALLEST)
-    bank_KC, index_M = quantize(rows_MC, values // row, weight_MC)
+    bank_KC, index_M = quantize(rows_MC, values // row, weight_MC, whole_M)
     bank_P = bank_KC.flatten()
     if rest := values % row:
-        bank_P = torch.cat([bank_P, _overlapping(bank_KC, index_M, rows_MC, rest)])
+        bank_P = torch.cat([bank_P, _overlapping(bank_KC, index_M, rows_MC, whole_M, rest)])
     spread = math.sqrt(sum(own**2 for own in norms) / len(norms))
     planned = []
     for i, (layer, count) in enumerate(zip(layers, counts, strict=True)):
@@ -299,16 +321,19 @@ def _rows(values: Tensor, row: int) -> Tensor:
     return nn.functional.pad(flat, (0, -len(flat) % row)).view(-1, row)
 
 
-def _overlapping(bank_KC: Tensor, index_M: Tensor, rows_MC: Tensor, rest: int) -> Tensor:
+def _overlapping(
+    bank_KC: Tensor, index_M: Tensor, rows_MC: Tensor, whole_M: Tensor, rest: int
+) -> Tensor:
     """Return `rest` more values of the bank; set the index of the row that reads them, in place.
 
-    The bank's last C values are one more row, which overlaps row K - 1. The row of a weight that is
-    nearest to it where they overlap reads it.
+    The bank's last C values are one more row, which overlaps row K - 1. The whole row of a weight
+    that is nearest to it where they overlap reads it.
     """
     place_M = torch.where(index_M < 0, -1 - index_M, index_M)
     shared = bank_KC.shape[1] - rest
     far_M = (rows_MC[:, :shared] - bank_KC[-1, rest:]).square().sum(1)
-    far_M[torch.bincount(place_M, minlength=len(bank_KC))[place_M] < 2] = math.inf
+    readers_K = torch.bincount(place_M[whole_M], minlength=len(bank_KC))
+    far_M[~whole_M | (readers_K[place_M] < 2)] = math.inf
     reader = int(far_M.argmin())
     index_M[reader] = len(bank_KC)
     return rows_MC[reader, shared:]

@@ -50,10 +50,14 @@ WIDEST = 8192
 
 @dataclass(frozen=True)
 class Fit:
-    """An allocation, and the values of its shared tensors by name."""
+    """An allocation, and the values of its shared tensors by name.
+
+    `reached` is the part of the weights in layers that batches reached, None without batches.
+    """
 
     allocation: Allocation
     values: dict[str, Tensor]
+    reached: float | None
 
 
 def fit(
@@ -111,7 +115,11 @@ def fit(
     budget = BudgetReport(request.canonical, dense, allowed, used)
     plan = Allocation(Scheme(), budget, unshared, tuple(groups))
     assert not plan.unread
-    return Fit(plan, values)
+    reached = None
+    if roots is not None:
+        seen = sum(layer.spec.size for layer in layers if layer.spec.name in roots)
+        reached = seen / sum(layer.spec.size for layer in layers)
+    return Fit(plan, values, reached)
 
 
 @torch.no_grad()

@@ -46,6 +46,10 @@ def mask_filters(model: nn.Module, readers: Readers) -> nn.Module:
     for conv, own in readers.items():
         if not own:
             raise ValueError(f"nothing reads {conv}: leave it out")
+        if any(not isinstance(read, tuple) or len(read) != 3 for read in own):
+            raise ValueError(
+                f"the readers of {conv} must be tuples (norm, layer, first channel), not {own!r}"
+            )
         for name in (conv, *(name for read in own for name in read[:2])):
             if name not in modules:
                 raise ValueError(f"the network has no module {name!r}")
