@@ -46,6 +46,7 @@ SCOPES = ("encoder", "all")
 METHODS = (
     "codebook",
     "codebook with batches",
+    "codebook with batches, distilled",
     "basis",
     "basis with batches",
     "basis with batches, distilled",

@@ -70,7 +70,7 @@ class _Known:
 
 
 class IndexTables:
-    """What reading and gathering need of a layer's indices into a bank of `bank` values.
+    """What reading and gathering need of a layer's indices into its bank.
 
     If these are another tensor or another version, as DDP makes one at each forward, their values
     are compared, and only new ones need new tables.

@@ -226,7 +226,8 @@ def norm(layer: Layer) -> float:
 
 def scaled(layer: Layer) -> Tensor:
     """Return the weight as a matrix, scaled to a root mean square of one."""
-    return matrix(layer) / norm(layer)
+    weight = matrix(layer)
+    return weight.div_(_rms(weight) or 1.0)
 
 
 def gram(layers: Sequence[Layer], columns: bool) -> Tensor:
