@@ -29,6 +29,7 @@ import argparse
 import copy
 import json
 import os
+import re
 import resource
 import shlex
 import statistics
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_limits import LIMITS, Action, nothing
-from bench_networks import HERE, build, share_by_hand
+from bench_networks import HERE, build, is_known, share_by_hand
 
 KEEPING = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
@@ -79,6 +80,10 @@ def parse() -> argparse.Namespace:
     found = parser.parse_args()
     if found.limits and (found.action != "generate" or found.generator == "hash"):
         parser.error("--limits goes with --action generate of templates")
+    if not re.fullmatch(r"[\d.]+(,[\d.]+)*", found.budgets):
+        parser.error(f"--budgets {found.budgets}: give numbers, as 0.1,0.5")
+    if found.command is None and not is_known(found.model):
+        parser.error(f"--model {found.model}: see --help for the choices")
     return found
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import write
+from bench_networks import MODELS
 from ranks import measure_in_ranks
 
 STAGES = {f"stages.{n}.*": f"stage{n}" for n in range(3)}
@@ -44,7 +45,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bucket-mb", type=float, default=25, help="torch's default is 25")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
-    return parser.parse_args()
+    found = parser.parse_args()
+    if not found.model.startswith("wrn") or not (MODELS / f"{found.model}.yaml").is_file():
+        parser.error(f"--model {found.model}: give a WRN of configs/model")
+    return found
 
 
 def main() -> None:

@@ -38,7 +38,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
-    return parser.parse_args()
+    found = parser.parse_args()
+    if found.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU")
+    return found
 
 
 def seconds(work: Callable[[], None], device: str) -> float:

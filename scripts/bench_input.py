@@ -44,7 +44,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="minimum of each timing")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
-    return parser.parse_args()
+    found = parser.parse_args()
+    if unknown := set(found.only.split(",")) - {"imagenet", "cifar", "digits", "networks"}:
+        parser.error(f"--only {min(unknown)}: choose imagenet, cifar, digits or networks")
+    for name in found.networks.split(","):
+        if not (MODELS / f"{name}.yaml").is_file():
+            parser.error(f"--networks {name}: give names of configs/model")
+    return found
 
 
 def main() -> None:

@@ -1,10 +1,21 @@
 """The networks that benchmarks time, and a shared one written by hand."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
+MODELS = HERE / "configs" / "model"
+
+
+def is_known(model: str) -> bool:
+    """Return whether `build` knows a network of this name."""
+    if re.fullmatch(r"(encoder|mlp):\d+x\d+", model) or (MODELS / f"{model}.yaml").is_file():
+        return True
+    from torchvision.models import list_models
+
+    return model in list_models()
 
 
 def build(arguments: argparse.Namespace) -> Any:
@@ -19,7 +30,7 @@ def build(arguments: argparse.Namespace) -> Any:
     if size:
         network = {"encoder": encoder, "mlp": mlp}[kind](*map(int, size.split("x")))
         return network.to(arguments.device)
-    path = HERE / "configs" / "model" / f"{kind}.yaml"
+    path = MODELS / f"{kind}.yaml"
     values: Any = {"family": "torchvision", "name": kind}
     if path.is_file():
         values = OmegaConf.to_container(OmegaConf.load(path))

@@ -50,7 +50,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fine-words", nargs="*", default=[], help="overrides of --fine")
     parser.add_argument("--root", type=Path, help="keep the runs here")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
-    return parser.parse_args()
+    found = parser.parse_args()
+    if unknown := set(found.methods.split(",")) - METHODS.keys():
+        parser.error(f"--methods {min(unknown)}: choose {', '.join(METHODS)}")
+    return found
 
 
 def main() -> None:

@@ -42,10 +42,15 @@ def main() -> None:
         return
     from npas.reporting import definitions
 
-    table = definitions.table(arguments.table)
+    try:
+        table = definitions.table(arguments.table)
+    except ValueError as error:
+        sys.exit(str(error))
     rows = {row.label: row.overrides for row in table.rows if row.overrides}
     reference = next(iter(rows))
     wanted = {k for k in rows if any(text in k for text in arguments.only)}
+    if not wanted:
+        sys.exit(f"--only {' '.join(arguments.only)}: no row of {arguments.table} has that text")
     rows = {k: v for k, v in rows.items() if k == reference or k in wanted}
     command = [sys.executable, __file__, arguments.table, "--serve"]
     workers = {

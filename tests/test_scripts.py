@@ -113,3 +113,25 @@ def test_both_networks_send_four_bytes_a_parameter(measured):
         assert row["sent_bytes"] == 4 * row["parameters"]
         assert row["alone_s"][0] > 0 and row["sending_s"][0] > 0 and row["all_reduce_s"][0] > 0
     assert shared["parameters"] <= 200_000 < dense["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("bench --model nix", "--model nix: see --help"),
+        ("bench --budgets abc", "--budgets abc: give numbers"),
+        ("bench_ddp --model nix", "--model nix: give a WRN"),
+        ("bench_input --only nix", "--only nix: choose imagenet, cifar, digits or networks"),
+        ("bench_input --networks nix", "--networks nix: give names of configs/model"),
+        ("second_way --methods nix", "--methods nix: choose from scratch"),
+        ("step_costs nix", "there is no table 'nix'"),
+        ("step_costs digits --only nix", "--only nix: no row of digits has that text"),
+    ],
+)
+def test_invalid_arguments_are_one_line(monkeypatch, capsys, words, said):
+    script, *arguments = words.split()
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+    text = f"{stopped.value.code}\n{capsys.readouterr().err}"
+    assert said in text and "Traceback" not in text

@@ -150,6 +150,8 @@ def explain(
         if isinstance(error.__cause__, OmegaConfBaseException):
             return explain(error.__cause__, known)
         text = text.partition("\nConfig search path:")[0].partition("\nSee https:")[0]
+        if found := re.match(r"In '(exp/[^']+)': Could not override '[^']*@exp\.", text):
+            text = f"{found[1]}.yaml needs the first line '# @package _global_'"
     elif isinstance(error, MissingMandatoryValue):
         text = f"{error.full_key} is missing: write {error.full_key}=VALUE"
     elif isinstance(error, OmegaConfBaseException):

@@ -10,6 +10,7 @@ npas-eval run=runs/shakespeare/... show=5             # and prints continuations
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,3 +127,7 @@ def _draw(
         title += f" ({experiment.unfinished.partition(';')[0]})"
     path.parent.mkdir(exist_ok=True)
     picture_page.draw(shown, path, title)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -199,3 +200,7 @@ def _write_artifact(options: Export, experiment: Experiment) -> list[str]:
         found = write_artifact(experiment.model, out, **packing.keywords, cap=config.cap)
     before = f"{found.bytes_before_compression:,} before compression"
     return [f"{out}: {found.bytes:,} bytes ({packing.description}; {before})"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,7 @@ import copy
 import itertools
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,3 +264,7 @@ def _report(record: dict[str, Any]) -> str:
         body = ", ".join(loop["blocks"][: loop["period"]])
         lines.append(f"loop        {loop['container']}: {body} runs {loop['times']} times")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

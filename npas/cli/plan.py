@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,3 +225,7 @@ def _dense_figures(model: nn.Module) -> dict[str, Any]:
     split = {"bank": 0, "coefficients": 0, "upsamplers": 0, "unshared": count}
     budget = BudgetReport.of_dense(count).to_dict()
     return {"budget": budget, "split": split, "groups": [], "layers": []}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

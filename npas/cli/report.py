@@ -5,6 +5,7 @@ npas-report runs=runs out=mine.html       # of the runs in a folder
 npas-report runs=runs results=results     # of both
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,3 +52,7 @@ def run(options: Report) -> Job:
         write_whole(out, text)
     app.echo(f"{out}: {len(text.encode()) / 1e6:.2g} MB, opens from disk")
     return Job(options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

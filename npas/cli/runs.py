@@ -180,3 +180,7 @@ def _clean(args: Sequence[str]) -> int:
             app.say(NAME, f"{folder} {files.reason(error)}: not deleted")
     app.echo(f"deleted {deleted} of {len(runs)}")
     return 0 if deleted == len(runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -72,3 +72,7 @@ def run(options: Table) -> Job:
         return Job(table.name)
     app.say(NAME, f"{committed} does not match the results: make it again")
     return Job(table.name, "failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -137,6 +137,8 @@ def _work(raw: dict[str, Any]) -> Job | str:
         return str(error)
     except app.Reported:
         raise
+    except signals.Preempted:  # before the training; the launching process says so
+        sys.exit(signals.EXIT_CODE)
     except Exception:  # torch's launcher would not print it
         app.say_always(f"rank {processes.place().rank}:")
         traceback.print_exc()

@@ -44,6 +44,10 @@ def settle(config: Config, data: DataConfig) -> Config:
     if data.source != "real" or config.class_names or not train.is_dir():
         return config
     names = class_folders(train)
+    if len(names) == 1:
+        raise ValueError(
+            f"{train} has only the class folder {names[0]!r}: a task needs two classes"
+        )
     return replace(config, classes=config.classes or len(names), class_names=names)
 
 
@@ -65,6 +69,11 @@ class Task(imagenet.Task):
                 raise self.missing(f"class folders into {folder / 'train'} and {folder / 'test'}")
             classes = config.classes or len(class_folders(folder / "train"))
             has_test, has_val = ((folder / part).is_dir() for part in ("test", "val"))
+            if (folder / "train").is_dir() and not (has_test or has_val):
+                raise ValueError(
+                    f"{folder} has train, but neither test nor val: put class folders into"
+                    f" {folder / 'test'}"
+                )
             if has_val:
                 self.splits |= {"val": "val"} if has_test else {"test": "val"}
             if "val" in self.splits and config.held_out:

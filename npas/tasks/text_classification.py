@@ -31,6 +31,7 @@ from npas.utils.checks import Ranged
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (*SEPARATORS, ".jsonl", ".json")
 SYNTHETIC_LENGTH = 64
+LONGEST = 2**31 - 1  # characters of a field
 
 
 @dataclass
@@ -91,11 +92,15 @@ def _labels(path: Path, text: str, label: str, version: int = 0) -> tuple[str, .
 def read(path: Path, text: str, label: str) -> Iterator[tuple[str, str]]:
     """Yield each row's text and label; raises ValueError that names the file and the row."""
     number, separator = 0, SEPARATORS.get(path.suffix.lower())
+    csv.field_size_limit(LONGEST)  # by default 131,072
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows: Iterable[Any] = (json.loads(line) for line in file if line.strip())
             if separator:
                 rows = csv.DictReader(file, delimiter=separator, strict=True)
+                names = Counter(rows.fieldnames or ())
+                if max(names[text], names[label]) > 1:
+                    raise ValueError(f"two columns are called {text} or {label}: rename one")
             for number, row in enumerate(rows, 1):  # noqa: B007 (for messages)
                 if not isinstance(row, dict) or not {text, label} <= row.keys() or None in row:
                     raise ValueError(

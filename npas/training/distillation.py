@@ -261,6 +261,11 @@ class TeacherCache:
             self.kept = load_file(self.path)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.path} is damaged ({reason(error)}): delete it") from None
+        whole = [
+            len(own) == len(self.digests) and own.isfinite().all() for own in self.kept.values()
+        ]
+        if not whole or not all(whole):
+            raise ValueError(f"{self.path} is damaged (not a row per sample): delete it")
 
 
 def refuse_changing(task: Task) -> None:

@@ -38,7 +38,7 @@ class Wandb:
         self, config: Config, run_dir: Path, run_id: str, facts: Mapping[str, Any]
     ) -> None:
         """Start or continue the W&B run `run_id`; `facts` are plain data for its config."""
-        self.remedy = f"`wandb sync --include-online {run_dir / 'wandb'}/*run-*`"
+        self.folder = run_dir / "wandb"
         self.run: Any = None
         self.has_warned = False
         with self._warning():
@@ -53,7 +53,9 @@ class Wandb:
         except (Exception, SystemExit) as error:
             if not self.has_warned:
                 why = one_line(error) or type(error).__name__
-                log.warning("continuing without wandb: %s; later: %s", why, self.remedy)
+                if next(self.folder.glob("*run-*"), None) is not None:
+                    why += f"; later: `wandb sync --include-online {self.folder}/*run-*`"
+                log.warning("continuing without wandb: %s", why)
             self.has_warned = True
 
     def call(self, call: Callable[[Any], object]) -> None:

@@ -1,11 +1,16 @@
 """The help of a command fits a screen and shows how it is called; a shell completes its keys."""
 
 import re
+import runpy
 import shlex
+import sys
+from pathlib import Path
 
 import pytest
 from command_line import COMMANDS
 from omegaconf import OmegaConf
+
+from npas import cli
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -50,3 +55,12 @@ def test_a_shell_completes_keys_and_names(run, monkeypatch, line, words):
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
     assert set(run(command, "--shell-completion", "query=bash").out.split()) == words
+
+
+def test_each_command_is_a_module_that_runs(monkeypatch, capsys):
+    for path in sorted(Path(cli.__path__[0]).glob("*.py")):
+        if "def main(argv" in path.read_text() and path.stem != "entry":
+            monkeypatch.setattr(sys, "argv", [path.stem, "--help"])
+            with pytest.raises(SystemExit) as stopped:
+                runpy.run_path(str(path), run_name="__main__")
+            assert not stopped.value.code and "npas-" in capsys.readouterr().out, path

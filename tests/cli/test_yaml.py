@@ -50,3 +50,12 @@ def test_every_key_can_be_set_without_a_plus():
     overrides = arguments.parse([f"{key}=null" for key in keys], {*keys}).overrides
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
         hydra.compose("train", overrides)
+
+
+def test_an_experiment_without_its_package_line_is_named(run, tmp_path):
+    (tmp_path / "exp").mkdir()
+    text = "defaults:\n  - override /model: wrn_digits\nexp: mine\n"
+    (tmp_path / "exp" / "mine.yaml").write_text(text)
+    answer = run("npas-plan", "--config-dir", str(tmp_path), "+exp=mine")
+    assert answer.code == 2 and answer.err.count("\n") == 1
+    assert "exp/mine.yaml needs the first line '# @package _global_'" in answer.err

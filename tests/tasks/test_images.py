@@ -72,6 +72,18 @@ def test_bad_input_is_one_line(root, keys, line):
     assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_missing_folders_are_named(root):
+    for split in ("val", "test"):
+        shutil.rmtree(root / "pets" / split)
+    with pytest.raises(ValueError, match=r"pets has train, but neither test nor val: put class"):
+        make(root)
+    first, *others = sorted((root / "pets" / "train").iterdir())
+    for other in others:
+        shutil.rmtree(other)
+    with pytest.raises(ValueError, match=f"has only the class folder '{first.name}'"):
+        make(root)
+
+
 def test_parts_must_have_the_same_classes_and_damage_is_named(root, caplog):
     (root / "pets/test/eel/1.png").write_bytes(b"no image")
     (root / "pets/test/eel/2.png").symlink_to("moved.png")

@@ -76,6 +76,13 @@ def test_rows_become_texts_with_their_classes(root, keys, sizes):
     assert f"move {sizes['train'] // 3}" in task.inspect()["train"]
 
 
+def test_a_text_may_be_long(root):
+    (root / "lives/train.csv").write_text(csv([("word " * 40_000, "move"), ("b", "play")]))
+    task = make(root)
+    task.setup()
+    assert task.parts["train"].length_N.max() > 40_000
+
+
 @pytest.mark.parametrize(
     ("file", "content", "keys", "line"),
     [
@@ -84,6 +91,7 @@ def test_rows_become_texts_with_their_classes(root, keys, sizes):
         ("train.csv", "text,label\n", {}, "train.csv, row 1: it has no rows"),
         ("train.csv", csv([("a", "one")]), {}, "has only the label 'one'"),
         ("train.csv", csv(ROWS), {"label": "stars"}, "row 1: it needs the columns text and stars"),
+        ("train.csv", "text,label,text\na,b,c\n", {}, "two columns are called text or label"),
         ("train.csv", "text,label\na\n", {}, "row 1: the text or the label is missing"),
         ("train.csv", "text,label\na, b,c\n", {}, "row 1: it needs the columns text and label"),
         ("train.csv", 'text,label\n"a"b,c\n', {}, "train.csv, row 1: "),

@@ -3,12 +3,14 @@
 import collections
 import contextlib
 import dataclasses
+import math
 import shutil
 import types
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save
 from trained import Stopped, same, stop_after
 
 from npas.tasks import digits
@@ -101,8 +103,10 @@ def test_ranks_meet_whether_or_not_one_saw_the_file_at_its_start(unmoved, taught
 def test_a_damaged_file_is_one_line_before_training(unmoved, taught, tmp_path):
     taught("first")
     (path,) = (tmp_path / "kept").iterdir()
-    whole = path.read_bytes()
-    for wrong in (whole[:-100], b"nothing", b""):
+    whole, rows = path.read_bytes(), load_file(path)
+    few = {name: own[:5].clone() for name, own in rows.items()}
+    unknown = {name: own * math.nan for name, own in rows.items()}
+    for wrong in (whole[:-100], b"nothing", b"", *map(save, (few, unknown, {}))):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match=r"kept/.*\.safetensors is damaged \(.*: delete it$"):
             taught("second")

@@ -40,7 +40,8 @@ def decode(data: bytearray) -> Tensor:
             from torchvision.io import ImageReadMode, decode_image
 
             image_CHW = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-            if image_CHW.dtype == torch.uint8:
+            # Of an animation it returns all frames; Pillow takes the first.
+            if image_CHW.dtype == torch.uint8 and image_CHW.dim() == 3:
                 return image_CHW
         try:
             pixels_HWC = np.array(to_rgb(Image.open(io.BytesIO(data))))

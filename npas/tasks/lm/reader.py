@@ -28,6 +28,7 @@ HEADER_BYTES = 256 * 4
 MAGIC, VERSION = 20240520, 1
 TOKEN = np.dtype("<u2")
 SPACE = "\u2581"
+BYTES = tuple(bytes([value]) for value in range(256))
 
 
 class Stream:
@@ -39,6 +40,10 @@ class Stream:
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    def largest(self) -> int:
+        """Return the largest token."""
+        return max((int(part.max()) for part in self.parts if len(part)), default=0)
 
     def take(self, start: int, count: int) -> Tensor:
         """Return `count` tokens from position `start`, int64."""
@@ -112,7 +117,7 @@ class Vocabulary:
         if self.processor is not None:
             return list(self.processor.encode(text))
         number = {piece: i for i, piece in enumerate(self.pieces)}
-        if len(number) == 256:  # bytes; else characters
+        if self.pieces == BYTES:  # else characters
             return list(text.encode())
         return [number[character.encode()] for character in text]
 

@@ -94,6 +94,9 @@ class Task(base.Task):
         found = size if self.vocabulary is None else len(self.vocabulary)
         if found != size:
             raise ValueError(f"{self.name} has {found} tokens: set task.vocab_size={found}")
+        for part, stream in streams.items():
+            if part != "train":  # which `collate` checks: it may be long
+                self._check_token(stream.largest())
         return streams
 
     def _open(self) -> dict[str, Stream]:
@@ -114,7 +117,7 @@ class Task(base.Task):
             pieces = [character.encode() for character in sorted(set(text))]
         else:
             text = "\n".join(map(reader.read_text, listed(folder, "*.txt")))
-            pieces = [bytes([value]) for value in range(256)]
+            pieces = [*reader.BYTES]
         self.vocabulary = self.vocabulary or reader.of_pieces(pieces)
         tokens = np.array(self.vocabulary.encode(text), dtype=reader.TOKEN)
         train, test = Stream([tokens]).cut(int(len(tokens) * TRAIN_FRACTION))
@@ -141,6 +144,8 @@ class Task(base.Task):
         return streams
 
     def inspect(self) -> dict[str, str]:
+        for stream in self.parts.values():
+            self._check_token(stream.largest())
         found = {part: f"{len(stream):,} tokens" for part, stream in self.parts.items()}
         return found | self.compared.lines()
 
@@ -170,11 +175,11 @@ class Task(base.Task):
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
         stream, count = self.parts["train"], self.config.length + 1
         rows_BL = torch.stack([stream.take(start, count) for start in index_B.tolist()])
-        self._check_tokens(rows_BL)
+        self._check_token(int(rows_BL.max()))
         return Batch(rows_BL[:, :-1], rows_BL[:, 1:], len(rows_BL))
 
-    def _check_tokens(self, tokens: Tensor) -> None:
-        if (most := int(tokens.max())) >= self.config.vocab_size:
+    def _check_token(self, most: int) -> None:
+        if most >= self.config.vocab_size:
             raise ValueError(f"{self.name} has token {most}, above task.vocab_size: raise that")
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -192,7 +197,6 @@ class Task(base.Task):
 
         def count(i: int) -> tuple[Tensor | int, ...]:
             read = stream.take(cuts[i], min(per_batch, targets - cuts[i]) + 1)
-            self._check_tokens(read)
             before, target = read[:-1], read[1:]
             missing = -len(target) % length  # padding of the last row
             rows_BL = F.pad(before, (0, missing)).view(-1, length)

@@ -139,9 +139,10 @@ class Task(tokenization.TextTask):
         train = self._to_train_on(read, test)
         parts = {"train": train, "test": test}
         if fraction := self.data.val_fraction:
-            articles = max((question.article for question in train), default=-1) + 1
-            held = tokenization.held_out(articles, fraction, "squad validation")
-            if len(held) == articles:
+            articles = sorted({question.article for question in train})
+            drawn = tokenization.held_out(len(articles), fraction, "squad validation")
+            held = {articles[i] for i in drawn}
+            if len(held) == len(articles):
                 raise ValueError("data.val_fraction holds out all articles: set it to 0")
             parts["train"] = [question for question in train if question.article not in held]
             parts["val"] = [question for question in train if question.article in held]

@@ -18,6 +18,9 @@ FORMS = {
     "png": encoded(IMAGE, "PNG"),
     "png with alpha": encoded(IMAGE.convert("RGBA"), "PNG"),
     "png with a palette": encoded(IMAGE.convert("P"), "PNG"),
+    "gif of a palette, animated": encoded(
+        IMAGE, "GIF", save_all=True, append_images=[IMAGE.rotate(180)]
+    ),
 }
 
 

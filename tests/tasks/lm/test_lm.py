@@ -219,9 +219,23 @@ def test_settings_that_do_not_fit_the_files_are_one_line(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             made(tmp_path, dataset, **keys)
-    task = made(tmp_path, "bins", vocab_size=20)
     with pytest.raises(ValueError, match=r"token \d+, above task.vocab_size"):
-        next(task.train_batches(0, 4))
+        made(tmp_path, "bins", vocab_size=20)  # in val.bin
+    task = made(tmp_path, "bins")
+    (tmp_path / "own" / "train.bin").write_bytes(np.full(500, 40, "<u2").tobytes())
+    keys = {"dataset": "bins", "length": 8, "steps": 5, "vocab_size": 32, "folder": "own"}
+    task = helpers.make("lm", tmp_path, **keys)
+    for read in (task.inspect, lambda: next(task.train_batches(0, 4))):
+        with pytest.raises(ValueError, match=r"token 40, above task\.vocab_size"):
+            read()
+
+
+def test_a_text_of_256_characters_is_no_text_of_bytes():
+    characters = [chr(300 + i).encode() for i in range(256)]
+    vocabulary = reader.of_pieces(characters)
+    text = "".join(chr(300 + i) for i in (3, 255, 0))
+    assert vocabulary.encode(text) == [3, 255, 0] and vocabulary.decode([3, 255, 0]) == text
+    assert reader.of_pieces(reader.BYTES).encode("\u00e9") == [0xC3, 0xA9]
 
 
 def test_shakespeare_is_checked_and_cut_as_in_nanogpt(tmp_path, capsys):
