@@ -51,7 +51,7 @@ test-exps: $(READY)  ## train every experiment on synthetic data, and plan it at
 	$(QUIET_THREADS) $(BIN)/python -m pytest -n 2 -m walk $(ARGS)
 
 test-slow: $(READY)  ## run the slow tests: trainings, a built wheel
-	$(QUIET_THREADS) $(BIN)/python -m pytest -m slow $(ARGS)
+	$(QUIET_THREADS) $(BIN)/python -m pytest -n auto -m slow $(ARGS)
 
 lint: $(READY)  ## check style with ruff
 	$(BIN)/ruff format --check .
