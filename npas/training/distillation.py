@@ -265,7 +265,7 @@ class TeacherCache:
             len(own) == len(self.digests) and own.isfinite().all() for own in self.kept.values()
         ]
         if not whole or not all(whole):
-            raise ValueError(f"{self.path} is damaged (not a row per sample): delete it")
+            raise ValueError(f"{self.path} is damaged (not a finite row per sample): delete it")
 
 
 def refuse_changing(task: Task) -> None:

@@ -1,5 +1,6 @@
 """Optimizers (SGD, Adam, AdamW, Adamax, Muon), gradient clipping and learning rate schedules."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +9,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from npas.config import Config, OptimConfig
-from npas.sharing import param_groups
+from npas.sharing import api, is_shared, param_groups
+from npas.sharing.generators.codebook import CODEBOOK
 from npas.training.muon import build_muon
+
+log = logging.getLogger(__name__)
 
 EPS = 1e-8  # of Adamax
 
@@ -56,6 +60,19 @@ class Adamax(optim.Optimizer):
         torch._foreach_sub_(parameters, steps)
 
 
+def _advise_on_codebooks(model: nn.Module, config: OptimConfig) -> None:
+    """Warn of SGD's long steps in a codebook that trains at the rate of all else."""
+    groups = api.allocation(model).groups if is_shared(model) and config.bank_lr is None else ()
+    for group in groups:
+        size = sum(layer.size for layer in group.layers if layer.upsampler == CODEBOOK)
+        if reads := size // max(1, group.bank):
+            log.warning(
+                "each value of %s is read by about %d weights, whose gradients SGD adds up: set"
+                " optim.bank_lr to about %.2g",
+                *(group.name, reads, config.lr / reads),
+            )
+
+
 ADAMS = {"adam": optim.Adam, "adamw": optim.AdamW}
 
 
@@ -81,6 +98,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     optimizer: optim.Optimizer
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.momentum, config.beta2)}
     if config.name == "sgd":
+        _advise_on_codebooks(model, config)
         optimizer = optim.SGD(
             groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
         )

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from trained import leaves_nothing_behind
 
+import npas
 from npas.config import Config, OptimConfig
 from npas.models import InputSpec, wrn
 from npas.sharing import no_decay_names, share
@@ -142,3 +144,21 @@ def test_rates_of_banks_and_coefficients_follow_the_schedule(name):
             assert group["factor"] == pytest.approx(expected), part
     plain = build_optimizer(shared, OptimConfig(name=name, lr=0.1))
     assert {group["factor"] for group in plain.param_groups} == {1.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*look fresh")
+def test_sgd_is_said_to_take_long_steps_in_a_codebook(caplog):
+    made = [nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)) for _ in range(2)]
+    npas.share(made[0], 0.3, init="fit", generator="codebook")
+    npas.share(made[1], 0.3)
+    bank = npas.allocation(made[0]).groups[0].bank
+    for model, config, is_said in (
+        (made[0], OptimConfig(lr=0.1), True),
+        (made[0], OptimConfig(lr=0.1, bank_lr=0.01), False),
+        (made[0], adam("adamw"), False),
+        (made[1], OptimConfig(lr=0.1), False),
+    ):
+        caplog.clear()
+        build_optimizer(model, config)
+        assert ("optim.bank_lr to about" in caplog.text) == is_said
+        assert f"by about {3200 // bank} weights" in caplog.text or not is_said

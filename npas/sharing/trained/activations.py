@@ -271,10 +271,8 @@ def _backward(found: Any, layers: Sequence[Layer], masks: _Masks, seed: int) -> 
 def outputs(model: nn.Module, batch: Batch) -> Tensor:
     """Return all floating-point outputs of one or more dimensions as one vector, perhaps empty."""
     found = _compared(call(model, batch, "batches[0]"))
-    with torch.device("cpu"):
-        return torch.cat(
-            [torch.zeros(0).double(), *(own.reshape(-1).double().cpu() for own in found.values())]
-        )
+    none = torch.zeros(0, dtype=torch.float64, device="cpu")
+    return torch.cat([none, *(own.reshape(-1).double().cpu() for own in found.values())])
 
 
 def _compared(found: Any) -> dict[str, Tensor]:
@@ -318,11 +316,11 @@ def _flat(module: nn.Module, inputs: Tensor) -> Tensor:
         return inputs.reshape(-1, inputs.shape[-1])
     assert not isinstance(module.padding, str)
     inputs = inputs if inputs.dim() == 2 + len(module.kernel_size) else inputs[None]
-    form = [(1,), (1,), (0,), (1,)] if isinstance(module, nn.Conv1d) else [()] * 4  # one row
-    own = module.kernel_size, module.dilation, module.padding, module.stride
-    both = [(*first, *rest) for first, rest in zip(form, own, strict=True)]
-    inputs = inputs.unsqueeze(-2) if isinstance(module, nn.Conv1d) else inputs
-    patches_BNM = F.unfold(inputs, *both)
+    form: list[Any] = [module.kernel_size, module.dilation, module.padding, module.stride]
+    if isinstance(module, nn.Conv1d):  # an image of one row
+        inputs = inputs.unsqueeze(-2)
+        form = [(first, *rest) for first, rest in zip((1, 1, 0, 1), form, strict=True)]
+    patches_BNM = F.unfold(inputs, *form)
     return patches_BNM.transpose(1, 2).reshape(-1, patches_BNM.shape[1])
 
 

@@ -47,7 +47,7 @@ def row_length(sizes: Sequence[int], available: int) -> int | None:
     """
     best, found = (True, math.inf), None
     for row in range(2, LONGEST + 1):
-        total, whole = (sum(counts) for counts in zip(*(_cut(n, row) for n in sizes), strict=True))
+        total, whole = _cut(sizes, row)
         count = (available - total) // row
         if min(count, whole) >= 2:
             error = count > whole, _expected(row, 2 * min(count, whole))
@@ -56,9 +56,9 @@ def row_length(sizes: Sequence[int], available: int) -> int | None:
     return found
 
 
-def _cut(size: int, row: int) -> tuple[int, int]:
-    """Return the number of rows of a weight, and of whole ones."""
-    return -(-size // row), size // row
+def _cut(sizes: Sequence[int], row: int) -> tuple[int, int]:
+    """Return the number of rows of all weights, and of whole ones."""
+    return sum(-(-size // row) for size in sizes), sum(size // row for size in sizes)
 
 
 def smallest(layers: Sequence[Layer]) -> float:
@@ -69,7 +69,7 @@ def smallest(layers: Sequence[Layer]) -> float:
 def _smallest(sizes: Sequence[int]) -> float:
     found = math.inf
     for row in range(2, LONGEST + 1):
-        total, whole = (sum(counts) for counts in zip(*(_cut(n, row) for n in sizes), strict=True))
+        total, whole = _cut(sizes, row)
         if whole >= 2:
             found = min(found, total + 2 * row)
     return found
@@ -278,8 +278,9 @@ def fit_codebook(
     sizes = [layer.spec.size for layer in layers]
     row = row_length(sizes, available)
     assert row is not None
-    counts = [_cut(size, row)[0] for size in sizes]
-    values = min(available - sum(counts), row * sum(_cut(size, row)[1] for size in sizes))
+    total, whole = _cut(sizes, row)
+    values = min(available - total, row * whole)
+    counts = [-(-size // row) for size in sizes]
     whole_M = torch.cat(
         [torch.arange(1, n + 1) * row <= size for n, size in zip(counts, sizes, strict=True)]
     )
