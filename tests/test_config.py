@@ -300,7 +300,8 @@ def test_fits_by_bases_keep_the_hash_that_fits_had_before_there_were_codebooks()
     found = {hashed(init="fit"), hashed(init="fit", generator="hash")}  # which a fit ignores
     assert len(found) == 1
     found |= {hashed(init="fit", generator=own) for own in ("basis", "codebook")}
-    assert len(found) == 3
+    found.add(hashed(init="fit", low_rank=2))  # a codebook with corrections
+    assert len(found) == 4
     assert hashed(init="fit", generator="basis") == FIT_BY_BASES
     with pytest.raises(ValueError, match="codebook takes its rows from trained weights"):
         checked(sharing={"generator": "codebook"})

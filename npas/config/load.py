@@ -156,8 +156,7 @@ def _ignored_sharing(config: Config) -> Iterator[tuple[str, Iterable[str]]]:
         yield reason, ["sharing.upsampler", "sharing.max_templates"]
     elif sharing.fits:
         reason = f"sharing.init={sharing.init} decides it from the weights"
-        named = {"generator"} if sharing.fit_generator else set()
-        yield reason, [f"sharing.{key}" for key in FITTED if key not in named]
+        yield reason, [f"sharing.{key}" for key in FITTED if key in sharing.left_to_fit]
     if not sharing.fits or sharing.templates is not None:
         yield "it needs sharing.init=fit and a budget", ["sharing.fit_batches"]
     if config.budget == DENSE:  # a dense network reads sharing.init, too

@@ -48,7 +48,7 @@ class SharingConfig(Ranged, section="sharing."):
     (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`; its errors are
     those of the network's outputs on the first `fit_batches` training batches. A fit is by a
     codebook or by bases, whichever is nearer, or by the one that `generator` names; codebook is for
-    fits only. `templates` replaces
+    fits only. With `low_rank` it is a codebook with corrections. `templates` replaces
     the budget. The budget is split over groups by size times `group_weights` (default 1).
     `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
     templates is subtracted from the loss. If not 0, the layer similarity matrix is logged every
@@ -160,6 +160,14 @@ class SharingConfig(Ranged, section="sharing."):
         """Return what a fit is to share by, None for the nearer one and if there is no fit."""
         named = self.fits and self.templates is None and self.generator in FIT_GENERATORS
         return self.generator if named else None
+
+    @property
+    def left_to_fit(self) -> frozenset[str]:
+        """Return the keys whose values a fit inside a budget chooses itself; {} without one."""
+        if not self.fits or self.templates is not None:
+            return frozenset()
+        named = {"generator"} if self.fit_generator else set()
+        return frozenset(FITTED) - named - ({"low_rank"} if self.generator != "basis" else set())
 
     @property
     def weights(self) -> str | None:

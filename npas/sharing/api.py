@@ -102,8 +102,8 @@ def share(
     - `include`, `exclude`: glob patterns of parameter names, "@embeddings", "@first" or "@last".
     - `allocator="reference"`: allocates as the released code does, without exact budgets.
     - `init="fit"`: approximates the trained weights (see `fitting`), by a codebook or by bases,
-      whichever is nearer; `generator` may be "codebook" or "basis" to choose one. With `templates`
-      it only chooses values. With `batches` (each a tensor, a
+      whichever is nearer; `generator` may be "codebook" or "basis" to choose one. `low_rank`
+      corrects a codebook. With `templates` it only chooses values. With `batches` (each a tensor, a
       sequence of arguments or a mapping of keywords) it approximates the layers' outputs on them,
       which is much closer. `summary` reports the relative errors. `init="fresh"` drops the weights,
       keeps their standard deviations, and warns if they look trained.

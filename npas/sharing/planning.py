@@ -255,8 +255,11 @@ def fit_inside(
         return None
     generator = options["generator"]
     chosen = generator if generator in (CODEBOOK, fitting.BASIS) else None
+    given = {"generator"} if chosen else set()
+    if generator != fitting.BASIS:
+        given.add("low_rank")
     for option, default in OF_FRESH.items():
-        if options[option] != default and not (option == "generator" and chosen):
+        if options[option] != default and option not in given:
             names = f"give {CODEBOOK!r} or {fitting.BASIS!r}, " if option == "generator" else ""
             raise ValueError(
                 f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
@@ -271,7 +274,9 @@ def fit_inside(
         )
     roots = activations.roots(model, layers, batches) if batches else None
     with usual_defaults():
-        return fitting.fit(layers, request, count_parameters(model), roots, chosen)
+        return fitting.fit(
+            layers, request, count_parameters(model), roots, chosen, options["low_rank"]
+        )
 
 
 def refuse_meta(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from npas import models, sharing, tasks
-from npas.config import DENSE, FITTED, Config, load_config, search_epochs
+from npas.config import DENSE, Config, load_config, search_epochs
 from npas.models import InputSpec
 from npas.sharing import Allocation, api
 from npas.sharing.budget import spell_count
@@ -200,8 +200,7 @@ def check_parts(experiment: Experiment, grad_accum_steps: int | None = None) -> 
 def plan_keywords(config: Config, grouping: Grouping | None = None) -> dict[str, Any]:
     """Return a config's keyword arguments of `npas.plan`."""
     keys = {key.name for key in dataclasses.fields(config.sharing)} - OF_TRAINING
-    if config.sharing.fits and config.sharing.templates is None:
-        keys -= set(FITTED) - ({"generator"} if config.sharing.fit_generator else set())
+    keys -= config.sharing.left_to_fit
     if makes_whole(config.sharing.generator):  # npas.plan refuses what a config only warns of
         keys -= {"upsampler", "max_templates"}
     keywords = {key: getattr(config.sharing, key) for key in keys} | {"seed": config.seed}

@@ -48,9 +48,32 @@ def test_weights_are_signed_rows_of_the_bank(budget):
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_corrections_start_nearest_to_the_codebooks_error(rank, tmp_path):
+    dense = drawn(make=Blocks)
+    trained = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    model = npas.share(copy.deepcopy(dense), 0.7, init="fit", low_rank=rank)
+    plan, weights = npas.allocation(model), naive(model)
+    assert plan.budget.used == plan.budget.allowed
+    assert plan.split["low_rank"] == sum(layer.correction for layer in plan.layers) > 0
+    found = npas.materialize(copy.deepcopy(model)).state_dict()
+    for i, layer in enumerate(plan.layers):
+        wrong = (trained[layer.name] - weights[layer.name]).flatten(1).double()
+        left = (trained[layer.name] - found[layer.name]).flatten(1).double()
+        best = torch.linalg.svdvals(wrong)[layer.rank :].square().sum()
+        assert layer.rank and best <= left.square().sum() <= best + 0.1 * wrong.square().sum()
+        rows = model.get_parameter(f"npas_right_{i}").detach()
+        torch.testing.assert_close(rows @ rows.T, torch.eye(rank))
+    npas.save(model, tmp_path)
+    again = npas.load(tmp_path, Blocks()).eval()
+    assert torch.equal(again(X), model.eval()(X))
+    model(X).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_those_of_plain_operations(recompute):
-    model = by_codebook(0.4, recompute=recompute).double()
+    model = by_codebook(0.5, recompute=recompute, low_rank=int(recompute)).double()
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
     def loss(own):

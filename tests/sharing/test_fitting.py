@@ -199,7 +199,9 @@ def test_invalid_fits_are_refused_or_warned_of():
     with pytest.raises(ValueError, match="leave groups out"):
         npas.share(Mlp(), 0.5, init="fit", groups="shape")
     with pytest.raises(ValueError, match="leave low_rank out"):
-        npas.share(Mlp(), 0.5, init="fit", low_rank=1)
+        npas.share(Mlp(), 0.5, init="fit", generator="basis", low_rank=1)
+    with pytest.raises(ValueError, match="a fit takes at least 501 "):
+        npas.share(Mlp(), 0.3, init="fit", low_rank=4)
     with pytest.raises(ValueError, match="bounds bytes"):
         npas.share(Mlp(), "8KB", init="fit")
     with pytest.raises(ValueError, match="leave generator out, give 'codebook' or"):

@@ -23,6 +23,12 @@ from torch import Tensor, nn
 
 from npas.sharing.budget import split_budget
 from npas.sharing.generators.codebook import CODEBOOK, codebook_weight
+from npas.sharing.generators.low_rank import (
+    correct,
+    count_corrections,
+    factor_names,
+    nearest_correction,
+)
 from npas.sharing.layers import SCALES, Layer, bank_name, indices_name, matrix_form
 from npas.sharing.layout.allocation import GroupAllocation, LayerAllocation
 from npas.sharing.trained.stacks import Placed, norm, scaled
@@ -61,13 +67,20 @@ def _cut(sizes: Sequence[int], row: int) -> tuple[int, int]:
     return sum(-(-size // row) for size in sizes), sum(size // row for size in sizes)
 
 
-def smallest(layers: Sequence[Layer]) -> float:
-    """Return the fewest parameters of codebooks for these layers, infinity if there are none."""
-    return sum(_smallest([layer.spec.size for layer in own]) for own in by_kind(layers))
+def smallest(layers: Sequence[Layer], rank: int = 0) -> float:
+    """Return the fewest parameters of codebooks for these layers, infinity if there are none.
+
+    They include the layers' low-rank corrections.
+    """
+    return sum(_smallest(own) + _corrections(own, rank) for own in by_kind(layers))
 
 
-def _smallest(sizes: Sequence[int]) -> float:
-    found = math.inf
+def _corrections(layers: Sequence[Layer], rank: int) -> int:
+    return count_corrections([[layer.spec for layer in layers]], rank)
+
+
+def _smallest(layers: Sequence[Layer]) -> float:
+    found, sizes = math.inf, [layer.spec.size for layer in layers]
     for row in range(2, LONGEST + 1):
         total, whole = _cut(sizes, row)
         if whole >= 2:
@@ -213,29 +226,39 @@ def _reseed(label_M: Tensor, error_M: Tensor, whole_M: Tensor, count: int) -> No
 
 
 def place_codebooks(
-    layers: Sequence[Layer], available: int, weigh: Weigh | None = None
+    layers: Sequence[Layer], available: int, weigh: Weigh | None = None, rank: int = 0
 ) -> Placed | None:
     """Return a codebook for the layers of each dtype and device; None if one does not fit.
 
-    `weigh` returns a layer's factors of squared errors of its scaled weight, as a matrix.
+    `weigh` returns a layer's factors of squared errors of its scaled weight, as a matrix. With a
+    `rank` each layer has a correction, which starts as the nearest one to its codebook's error.
     """
     kinds = by_kind(layers)
-    if smallest(layers) > available:
+    if smallest(layers, rank) > available:
         return None
     sizes = [sum(layer.spec.size for layer in own) for own in kinds]
-    floors = [int(smallest(own)) for own in kinds]
+    floors = [int(smallest(own, rank)) for own in kinds]
     groups: list[GroupAllocation] = []
     values: dict[str, Tensor] = {}
     scales: list[float] = []
     index = 0
     for own, part in zip(kinds, split_budget(available, sizes, floors), strict=True):
+        part -= _corrections(own, rank)
         made = fit_codebook(f"codebook {len(groups)}", own, part, len(scales), weigh)
         values[bank_name(len(groups))] = made.bank
         values |= {indices_name(index + i): rows for i, rows in enumerate(made.indices)}
-        groups.append(made.group)
+        groups.append(correct(made.group, rank))
         scales += made.scales
         index += len(own)
     values[SCALES] = torch.tensor(scales, dtype=torch.float64)
+    if rank:
+        placed = [layer for own in kinds for layer in own]  # in the order of the plan
+        plans = [plan for group in groups for plan in group.layers]
+        wrong = track(generated_errors(placed, groups, values), "correcting", len(placed))
+        for i, (layer, plan, wrong_RN) in enumerate(zip(placed, plans, wrong, strict=True)):
+            if plan.rank:
+                factors = nearest_correction(wrong_RN * norm(layer), plan.rank)
+                values |= dict(zip(factor_names(i), factors, strict=True))
     return groups, values
 
 

@@ -66,13 +66,16 @@ def fit(
     dense: int,
     roots: Mapping[str, Root] | None = None,
     generator: str | None = None,
+    low_rank: int = 0,
 ) -> Fit:
     """Fit the layers of a network of `dense` trainable parameters inside the budget.
 
-    `generator` is "codebook", "basis" or None, the one of these with the smaller error. `roots` are
-    those of `activations.roots`. Raises ValueError for a budget that is too small, or not below the
-    dense count.
+    `generator` is "codebook", "basis" or None, the one of these with the smaller error; with
+    `low_rank` it is a codebook with corrections. `roots` are those of `activations.roots`. Raises
+    ValueError for a budget that is too small, or not below the dense count.
     """
+    if low_rank:
+        generator = CODEBOOK
     unshared = dense - sum(layer.spec.size for layer in layers)
     allowed = request.allowed(dense)
     if allowed >= dense:
@@ -84,8 +87,9 @@ def fit(
     found: list[tuple[float, Placed]] = []
     floors: list[float] = []
     if generator != BASIS:
-        books = place_codebooks(layers, available, _importance(roots, density) if roots else None)
-        floors.append(smallest(layers))
+        weigh = _importance(roots, density) if roots else None
+        books = place_codebooks(layers, available, weigh, low_rank)
+        floors.append(smallest(layers, low_rank))
         if books is not None:
             wrong = generated_errors(layers, *books)
             found.append((_weighed(layers, wrong, roots, density), books))
