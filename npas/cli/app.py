@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 
 from npas.cli import arguments
 from npas.config import CONFIG_FILE
-from npas.config.typed import build, keys_of
 from npas.utils import processes
+from npas.utils.files import reason
 from npas.utils.printing import print_line
 
 DEFAULT_EXP = "digits"  # of train.yaml
@@ -54,11 +54,6 @@ class Command(Generic[T]):
     close_sweep: Callable[[list[Job]], None] | None = None
     check_search: Callable[[T], None] | None = None  # of a job that needs a value
     after_interrupt: str = ""  # appended to the message of an interrupt
-
-    @classmethod
-    def of(cls, name: str, primary: str, kind: type[T], run: Callable[[T], Job]) -> Command[T]:
-        """Return a command whose keys are the fields of a dataclass."""
-        return cls(name, primary, lambda: set(keys_of(kind)), lambda raw: build(kind, raw), run)
 
 
 class Reported(Exception):
@@ -143,15 +138,17 @@ def check_out(out: str | None, suffix: str = "") -> None:
     """
     if out is None:
         return
-    path = Path(out)
-    if not suffix and path.exists() and not path.is_dir():
-        raise ValueError(f"out={out} is a file: name a folder")
-    if suffix and (not path.name or out.endswith(os.sep) or (path.exists() and not path.is_file())):
-        raise ValueError(f"out={out} is not a file: name one, as out={path / f'new{suffix}'}")
-    if suffix and path.exists() and path.suffix != suffix:
-        raise ValueError(f"out={out} exists and is not a {suffix} file: name another")
-    kept = ("allocation.json", "folding.json") if suffix else ("checkpoints",)
-    folder = path.absolute().parent if suffix else path.absolute()
+    path, exists = Path(out), Path(out).exists()
+    if suffix:
+        if not path.name or out.endswith(os.sep) or (exists and not path.is_file()):
+            raise ValueError(f"out={out} is not a file: name one, as out={path / f'new{suffix}'}")
+        if exists and path.suffix != suffix:
+            raise ValueError(f"out={out} exists and is not a {suffix} file: name another")
+        folder, kept = path.absolute().parent, ["allocation.json", "folding.json"]
+    else:
+        if exists and not path.is_dir():
+            raise ValueError(f"out={out} is a file: name a folder")
+        folder, kept = path.absolute(), ["checkpoints"]
     above = [p for p in (folder, folder.parent) if p.name == "checkpoints"]
     in_run = any((p.parent / CONFIG_FILE).exists() for p in above)
     if in_run or any((folder / name).exists() for name in kept):
@@ -160,14 +157,15 @@ def check_out(out: str | None, suffix: str = "") -> None:
 
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turn errors while `out` is written into a ValueError."""
+    """Create the folder of `out`, and turn errors while `out` is written into a ValueError."""
     from safetensors import SafetensorError
 
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{out} cannot be written ({reason}): name another as out=") from None
+        why = reason(error)
+        raise ValueError(f"{out} cannot be written ({why}): name another as out=") from None
 
 
 def plain(config: Any) -> dict[str, Any]:

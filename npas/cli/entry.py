@@ -4,19 +4,27 @@
     stderr says what to change. 75: stopped by a signal; the same command resumes.
 
 `NPAS_DEBUG=1` or `hydra.verbose=true` adds the traceback to that line. Hydra provides sweeps (`-m`,
-`hydra/launcher=...`), `--cfg job` and `--help`. All jobs of a sweep are composed and checked before
-the first one starts.
+`hydra/launcher=...`), `--cfg job` and `--help`; the text is in the command's YAML in configs/. All
+jobs of a sweep are composed and checked before the first one starts.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from npas.cli import app, arguments, sweep
+from npas.config.typed import build, keys_of
 from npas.utils import signals
 
 T = TypeVar("T")
+
+
+def command(name: str, primary: str, kind: type[T], run: Callable[[T], app.Job]) -> partial[int]:
+    """Return the `main` of a command whose keys are the fields of a dataclass."""
+    own = (lambda: set(keys_of(kind)), lambda raw: build(kind, raw), run)
+    return partial(main, app.Command(name, primary, *own))
 
 
 def main(command: app.Command[T], argv: Sequence[str] | None = None) -> int:

@@ -1,17 +1,9 @@
-"""Evaluate the checkpoint of a run, and draw or print its outputs.
-
-npas-eval run=runs/digits/budget-0.1_seed-0_1f0c2a9b
-npas-eval run=runs/wrn_cifar100/... split=val data.root=/data format=json
-npas-eval run=runs/... artifact=runs/.../artifact.npas   # the quantized network, read back
-npas-eval run=runs/digits/... show=16                 # and show-test.png in the run's folder
-npas-eval run=runs/shakespeare/... show=5             # and prints continuations of five texts
-"""
+"""Evaluate the checkpoint of a run, and draw or print its outputs."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -42,11 +34,6 @@ class Evaluate(Ranged):
     data: experiments.Data = field(default_factory=experiments.Data)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run npas-eval and return its exit code."""
-    return entry.main(app.Command.of(NAME, "evaluate", Evaluate, run), argv)
-
-
 def run(options: Evaluate) -> Job:
     """Print the metrics of the run's newest checkpoint, and draw samples."""
     experiment = experiments.restore_to_measure(
@@ -67,14 +54,15 @@ def run(options: Evaluate) -> Job:
     except Diverged as error:
         app.say(NAME, str(error))
         return Job(options.run, "diverged", str(error))
-    _print(options, metrics, experiment.unfinished, shown)
+    is_text = all(picture.image is None for sample in shown for picture in sample.pictures)
+    _print(options, metrics, experiment.unfinished, shown if is_text else [])
     folder = experiments.folder_of(options.run)
     if options.artifact is not None:  # not in place of the run's own files
         folder /= "artifact"
     try:
         for path in task.write_predictions(options.split, folder):
             app.say(NAME, f"predictions written to {path}")
-        if not all(map(_is_text, shown)):
+        if not is_text:
             path = folder / f"show-{options.split}.png"
             _draw(options, experiment, shown, metrics[task.selection_metric], path)
             app.say(NAME, f"{path} shows {len(shown)} samples")
@@ -84,10 +72,9 @@ def run(options: Evaluate) -> Job:
 
 
 def _print(
-    options: Evaluate, metrics: dict[str, float], unfinished: str | None, shown: list[Shown]
+    options: Evaluate, metrics: dict[str, float], unfinished: str | None, texts: list[Shown]
 ) -> None:
-    """Print the metrics and the samples that are texts."""
-    texts = [sample for sample in shown if _is_text(sample)]
+    """Print the metrics and the samples `texts`."""
     if options.format == "json":
         found: dict[str, Any] = {**metrics}
         if unfinished:
@@ -100,13 +87,9 @@ def _print(
         print(unfinished)
     for name, value in metrics.items():
         print(f"{name} {value:.4f}")
-    for sample in texts if len(texts) == len(shown) else ():
+    for sample in texts:
         print(f"\n--- {sample.heading!r}:")
         print(*(picture.caption for picture in sample.pictures), sep="\n")
-
-
-def _is_text(sample: Shown) -> bool:
-    return all(picture.image is None for picture in sample.pictures)
 
 
 def _draw(
@@ -128,6 +111,8 @@ def _draw(
     path.parent.mkdir(exist_ok=True)
     picture_page.draw(shown, path, title)
 
+
+main = entry.command(NAME, "evaluate", Evaluate, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,4 @@
-"""Export a run's network as a plain dense network, or quantized and compressed.
-
-npas-export run=runs/digits/budget-0.1_seed-0_1f0c2a9b
-npas-export run=... format=safetensors out=network.safetensors
-npas-export run=... format=onnx                       # for ONNX Runtime and others; any batch size
-npas-export run=... format=artifact bits=6            # quantized, compressed, still shared
-npas-export run=... format=hub out=resnet18-shared    # a folder for the Hugging Face hub
-"""
+"""Export a run's network as a plain dense network, or quantized and compressed."""
 
 from __future__ import annotations
 
@@ -15,7 +8,6 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import CONFIG_FILE, RESULT_FILE
+from npas.utils.checks import one_line
+from npas.utils.packing import KEYS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,13 +51,11 @@ class Export:
     @property
     def packing(self) -> dict[str, Any]:
         """Return the artifact's settings that were given."""
-        names = ("bits", "scheme", "compression")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in KEYS if (value := getattr(self, name)) is not None}
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run npas-export and return its exit code."""
-    return entry.main(app.Command.of(NAME, "export", Export, run), argv)
+    def path(self, name: str) -> Path:
+        """Return where to write; `name` is the default, within the run's folder."""
+        return Path(self.out or experiments.folder_of(self.run) / "export" / name)
 
 
 def run(options: Export) -> Job:
@@ -91,19 +83,15 @@ def _write_dense(options: Export, experiment: Experiment) -> list[str]:
         pruning.shrink(model)
     elif sharing.is_shared(model):
         model = sharing.materialize(model)
-    out = Path(
-        options.out or experiments.folder_of(options.run) / "export" / f"model.{options.format}"
-    )
+    out = options.path(f"model.{options.format}")
     described = {"format": "pt", "model": json.dumps(asdict(experiment.config.model))}
     if experiment.unfinished:
         described["unfinished"] = experiment.unfinished
-    with app.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            if options.format == "onnx":
-                _write_onnx(model, experiment.task.spec, temporary)
-            else:
-                save_file(untied(model.state_dict()), temporary, described)
+    with app.writing(out), replacing(out) as temporary:
+        if options.format == "onnx":
+            _write_onnx(model, experiment.task.spec, temporary)
+        else:
+            save_file(untied(model.state_dict()), temporary, described)
     text = f"a dense network of {sharing.count_parameters(model):,} parameters"
     if pruned:
         text += f" and {inference_flops(model, experiment.task.spec):,} FLOPs per input, pruned"
@@ -126,10 +114,9 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
     def two(value: torch.Tensor) -> torch.Tensor:  # a batch of 1 would be exported as a constant
         return torch.cat([value, value])
 
-    given: Any = spec.example("cpu")
-    inputs: Any
-    is_named = isinstance(given, dict)
-    inputs = {name: two(value) for name, value in given.items()} if is_named else two(given)
+    inputs: Any = spec.example("cpu")
+    is_named = isinstance(inputs, dict)
+    inputs = {name: two(value) for name, value in inputs.items()} if is_named else two(inputs)
     batch = {0: torch.export.Dim.AUTO}
     shapes = dict.fromkeys(inputs, batch) if is_named else (batch,)
     try:
@@ -146,8 +133,7 @@ def _write_onnx(model: nn.Module, spec: InputSpec, path: Path) -> None:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"torch cannot export this network to ONNX: {why}") from None
+        raise ValueError(f"torch cannot export this network to ONNX: {one_line(error)}") from None
 
 
 def _write_hub(options: Export, experiment: Experiment) -> list[str]:
@@ -162,7 +148,7 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
         result = results.read(run)
     if pruning.has_masks(model):
         pruning.shrink(model)
-    out = Path(options.out or run / "export" / "hub")
+    out = options.path("hub")
     name = out.absolute().name if options.out else f"{experiment.config.exp}-{run.absolute().name}"
     notes = [] if experiment.unfinished is None else [f"{experiment.unfinished}."]
     with app.writing(out):
@@ -194,13 +180,14 @@ def _write_artifact(options: Export, experiment: Experiment) -> list[str]:
 
     config = experiment.config
     packing = replace(config.artifact, **options.packing)
-    out = Path(options.out or experiments.folder_of(options.run) / "export" / "artifact.npas")
+    out = options.path("artifact.npas")
     with app.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         found = write_artifact(experiment.model, out, **packing.keywords, cap=config.cap)
     before = f"{found.bytes_before_compression:,} before compression"
     return [f"{out}: {found.bytes:,} bytes ({packing.description}; {before})"]
 
+
+main = entry.command(NAME, "export", Export, run)
 
 if __name__ == "__main__":
     sys.exit(main())

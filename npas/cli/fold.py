@@ -1,8 +1,5 @@
 """Fold a run's network: layers with similar coefficients become one, repeated blocks become loops.
 
-npas-fold run=runs/digits_swrn/templates-2_seed-0_1f0c2a9b threshold=0.99
-npas-fold run=... threshold=auto tolerance=0.5        # the shortest network that is still as good
-
 It writes to `fold-0.99/` in the run's folder, named after the threshold: the layer similarity
 matrix (`lsm`), its history if logged (`lsm_epochs`) and the folded architecture (`folded`), each as
 .png and .svg; the network (`model.safetensors`, `folding.json`); and all figures (`fold.json`).
@@ -69,11 +66,6 @@ class Fold(Ranged):
         app.check_out(self.out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run npas-fold and return its exit code."""
-    return entry.main(app.Command.of(NAME, "fold", Fold, run), argv)
-
-
 def run(options: Fold) -> Job:
     """Fold the network of the run's newest checkpoint, evaluate it, draw it and write it."""
     experiment = _restore(options)
@@ -91,7 +83,9 @@ def run(options: Fold) -> Job:
             f"no layers of {options.run} mix the same templates: train one with"
             " sharing.templates=k, as +exp=digits_swrn"
         )
-    inputs = _training_inputs(experiment, options.recalibrate)
+    # Without labels, of the last epoch: a curriculum's first epochs are easier.
+    first = itertools.islice(experiment.batches(config.epochs - 1), max(1, options.recalibrate))
+    inputs = [task.preprocess(batch.inputs) for batch in first]
     chosen: dict[str, Any] = {"threshold": options.threshold}
     if options.threshold == AUTO:
         chosen = _choose(experiment, options, inputs)
@@ -146,12 +140,17 @@ def _fold(
 ) -> tuple[dict[str, nn.Module], Folding]:
     """Return the network before, tied, recalibrated (if it has batch norms) and folded."""
     from npas.sharing.trained import folding, layer_similarity
+    from npas.tasks.base import outputs
+    from npas.training.averaging import measure_statistics
 
     networks, model = {"before": experiment.model}, copy.deepcopy(experiment.model)
     ties = layer_similarity.tie(model, threshold)
     networks["tied"] = copy.deepcopy(model)
-    if recalibrate and _recalibrate(experiment, model, inputs):
-        networks["recalibrated"] = copy.deepcopy(model)
+    with experiment.precision.autocast():
+        if recalibrate and measure_statistics(
+            model, lambda: [outputs(model, given) for given in inputs]
+        ):
+            networks["recalibrated"] = copy.deepcopy(model)
     example = inputs[0] if isinstance(inputs[0], dict) else (inputs[0],)
     found = folding.fold_tied(model, ties, example)
     return networks | {"folded": model}, found
@@ -184,24 +183,6 @@ def _measure(experiment: Experiment, model: nn.Module, split: str) -> dict[str, 
     """Evaluate; metrics that are not finite become None, for JSON."""
     with experiment.precision.autocast():
         return finite(experiment.task.evaluate(model, split))
-
-
-def _training_inputs(experiment: Experiment, batches: int) -> list[Any]:
-    """Return the inputs of at least one training batch, without labels.
-
-    They are of the last epoch: a curriculum's first epochs are easier.
-    """
-    seen = itertools.islice(experiment.batches(experiment.config.epochs - 1), max(1, batches))
-    return [experiment.task.preprocess(batch.inputs) for batch in seen]
-
-
-def _recalibrate(experiment: Experiment, model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Recompute batch norm statistics; return whether the network has any."""
-    from npas.tasks.base import outputs
-    from npas.training.averaging import measure_statistics
-
-    with experiment.precision.autocast():
-        return measure_statistics(model, lambda: [outputs(model, given) for given in inputs])
 
 
 def _difference(folded: nn.Module, tied: nn.Module, inputs: Any) -> float:
@@ -265,6 +246,8 @@ def _report(record: dict[str, Any]) -> str:
         lines.append(f"loop        {loop['container']}: {body} runs {loop['times']} times")
     return "\n".join(lines)
 
+
+main = entry.command(NAME, "fold", Fold, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,9 +1,4 @@
-"""Print the allocation of a run: layers, counts and FLOPs. Trains nothing.
-
-npas-plan +exp=wrn_cifar100 budget=0.05
-npas-plan +exp=resnet50_imagenet budget=18M format=json
-npas-plan +exp=wrn_cifar100 check_data=true    # also downloads, reads and checks the data
-"""
+"""Print the allocation of a run: layers, counts and FLOPs. Trains nothing."""
 
 from __future__ import annotations
 
@@ -87,8 +82,11 @@ def run(plan: Plan) -> Job:
     left = pruning.planned(config, task.spec, used) if config.pruning.method else None
     data = _data(task, model, config) if plan.check_data else {}
     if is_json:
-        figures = _dense_figures(model) if allocation is None else allocation.to_dict()
-        found = {key: figures[key] for key in ("budget", "split", "groups", "layers")}
+        split = {"bank": 0, "coefficients": 0, "upsamplers": 0, "unshared": used}
+        budget = sharing.BudgetReport.of_dense(used).to_dict()
+        dense = {"budget": budget, "split": split, "groups": [], "layers": []}
+        figures = dense if allocation is None else allocation.to_dict()
+        found: dict[str, Any] = {key: figures[key] for key in dense}
         found |= {"flops": flops, "input_shape": list(task.spec.input_shape)}
         if errors is not None:
             found["errors"] = dataclasses.asdict(errors)
@@ -143,16 +141,14 @@ def _notes(allocation: Allocation) -> list[str]:
     start = allocation.scheme.coefficient_init
     if start in OF_DEPTH:
         many = [
-            (group.name, k, len(layers))
+            f"group {group.name} mixes {k} templates in {len(layers)} layers by {start}"
+            " coefficients: on text that did far worse than no more templates than layers"
+            " (docs/choosing.md)"
             for group in allocation.groups
             for (_, k), layers in group.rows.items()
             if k > len(layers)
         ]
-        for name, k, count in many[:1]:
-            notes.append(
-                f"group {name} mixes {k} templates in {count} layers by {start} coefficients: on"
-                " text that did far worse than no more templates than layers (docs/choosing.md)"
-            )
+        notes += many[:1]
     for group in allocation.groups:
         own = [layer for layer in group.layers if layer.kind in EMBEDDINGS and layer.templates]
         size = sum(layer.size for layer in own if layer.upsampler not in others)
@@ -215,16 +211,6 @@ def _grouping(config: Config) -> Grouping | None:
             " sharing.groups=single sharing.num_groups=null"
         )
     return grouping
-
-
-def _dense_figures(model: nn.Module) -> dict[str, Any]:
-    """Return a dense network's counts in the form of an allocation."""
-    from npas.sharing import BudgetReport, count_parameters
-
-    count = count_parameters(model)
-    split = {"bank": 0, "coefficients": 0, "upsamplers": 0, "unshared": count}
-    budget = BudgetReport.of_dense(count).to_dict()
-    return {"budget": budget, "split": split, "groups": [], "layers": []}
 
 
 if __name__ == "__main__":

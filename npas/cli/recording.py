@@ -20,16 +20,7 @@ from npas.config import CONFIG_FILE, RESULT_FILE, Config
 from npas.models import _hub
 from npas.reporting import plots, results
 from npas.reporting.environment import environment
-from npas.reporting.results import (
-    Dataset,
-    Divergence,
-    Init,
-    Metrics,
-    Parallel,
-    Result,
-    Search,
-    Split,
-)
+from npas.reporting.results import Divergence, Init, Metrics, Parallel, Result, Search, Split
 from npas.sharing.compression.artifact import read_artifact, write_artifact
 from npas.training import Experiment, Outcome, pruning
 from npas.training.checkpoint import Checkpoints, Progress
@@ -178,10 +169,10 @@ def result_of(experiment: Experiment, outcome: Outcome) -> Result:
         search = Search(found.method, found.num_groups, found.epochs, found.steps, found.wall_s)
     if outcome.diverged_at is not None:
         divergence = Divergence(outcome.diverged_at, outcome.norms or {})
-    dataset = Dataset(task.name, task.source)
-    if task.compared.found and task.source == "real":
-        compared = dict(task.compared.found)
-        dataset = Dataset(task.name, task.source, task.compared.published, compared)
+    dataset = results.Dataset(task.name, task.source)
+    if (compared := task.compared).found and task.source == "real":
+        files_of = dict(compared.found)
+        dataset = results.Dataset(task.name, task.source, compared.published, files_of)
     parts = config.trainer.grad_accum_steps
     return Result(
         status=outcome.status,

@@ -1,12 +1,6 @@
-"""Write one HTML page of all results: tables, plots, groups, folded networks, samples.
-
-npas-report                               # report.html, of the committed results
-npas-report runs=runs out=mine.html       # of the runs in a folder
-npas-report runs=runs results=results     # of both
-"""
+"""Write one HTML page of all results: tables, plots, groups, folded networks, samples."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +25,6 @@ class Report:
         app.check_out(self.out, ".html")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run npas-report and return its exit code."""
-    return entry.main(app.Command.of(NAME, "report", Report, run), argv)
-
-
 def run(options: Report) -> Job:
     """Write the page atomically."""
     from npas.reporting import report
@@ -48,11 +37,12 @@ def run(options: Report) -> Job:
     text = report.page(results, runs)
     out = Path(options.out)
     with app.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, text)
     app.echo(f"{out}: {len(text.encode()) / 1e6:.2g} MB, opens from disk")
     return Job(options.out)
 
+
+main = entry.command(NAME, "report", Report, run)
 
 if __name__ == "__main__":
     sys.exit(main())

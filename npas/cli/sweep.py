@@ -105,7 +105,11 @@ class _Sweep(Generic[T]):
 
         hydra = HydraConfig.get()
         if self.searches:
-            _check_direction(hydra.sweeper)
+            direction = hydra.sweeper.get("direction", "maximize")  # optuna's own is to minimize
+            direction = getattr(direction, "name", direction)
+            if direction not in ("maximize", ["maximize"]):
+                line = f"hydra.sweeper.direction={direction}, but higher values of a job are better"
+                raise _Ended(ValueError(f"{line}: write hydra.sweeper.direction=maximize"))
             self.total = hydra.sweeper.get("n_trials")
         job = self.run(hydra.job.num, hydra.overrides.task, lambda: self._checked(config))
         if not job.fine and os.getpid() != self.process:
@@ -158,12 +162,3 @@ def _choices(override: Any) -> list[str]:
     sweeps = override.is_sweep_override()
     values = override.sweep_string_iterator() if sweeps else [override.get_value_element_as_str()]
     return [f"{override.get_key_element()}={value}" for value in values]
-
-
-def _check_direction(sweeper: Any) -> None:
-    """Refuse a search for the lowest value, which is optuna's default."""
-    direction = sweeper.get("direction", "maximize")
-    direction = getattr(direction, "name", direction)
-    if direction not in ("maximize", ["maximize"]):
-        line = f"hydra.sweeper.direction={direction}, but higher values of a job are better"
-        raise _Ended(ValueError(f"{line}: write hydra.sweeper.direction=maximize"))

@@ -1,11 +1,4 @@
-"""Print a table of published figures and ours, from the committed results.
-
-npas-table                          # lists the tables
-npas-table digits
-npas-table wrn_cifar100
-npas-table digits check=true        # exit code 1 if the committed table differs
-npas-table squad epoch=selected     # of the epochs chosen on held-out data, not the last ones
-"""
+"""Print a table of published figures and ours, from the committed results."""
 
 import dataclasses
 import re
@@ -46,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not re.search("^-|=", arguments[0]):
         arguments[0] = f"name={arguments[0]}"
-    return entry.main(app.Command.of(NAME, "table", Table, run), arguments)
+    return entry.command(NAME, "table", Table, run)(arguments)
 
 
 def run(options: Table) -> Job:

@@ -1,10 +1,4 @@
-"""Train a network inside its parameter budget and evaluate it.
-
-npas-train                                               # digits at a tenth, about a minute
-npas-train +exp=wrn_cifar100 budget=0.1 seed=1
-npas-train -m budget=0.05,0.1,0.5,1,2 seed=0,1,2         # a sweep; finished jobs are skipped
-npas-train run=runs/digits/budget-0.1_seed-0_1f0c2a9b    # resumes it by its config.yaml
-"""
+"""Train a network inside its parameter budget and evaluate it."""
 
 from __future__ import annotations
 
@@ -35,10 +29,8 @@ RESUMES = "the same command resumes the run"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run npas-train and return its exit code."""
-    after_interrupt = f"; {RESUMES}"
-    command = app.Command(
-        NAME, "train", keys, check, run, close_sweep, _check_search, after_interrupt
-    )
+    own = (keys, check, run, close_sweep, _check_search)
+    command = app.Command(NAME, "train", *own, after_interrupt=f"; {RESUMES}")
     # A Python program that calls this, with arguments, expects SIGTERM to end the program.
     try:
         with signals.watching("keep" if argv is None else "deliver"):
@@ -260,6 +252,11 @@ def _describe(experiment: Experiment) -> str:
 
             used = count_parameters(experiment.model)
             lines.append(str(pruning.planned(config, experiment.task.spec, used)))
+        if config.exports:
+            from npas.sharing import price
+
+            taken = price(experiment.model, experiment.allocation, config.artifact)
+            lines.append(experiments.artifact_text(taken, config))
     else:
         assert experiment.allocation is not None
         lines.append(
@@ -268,11 +265,6 @@ def _describe(experiment: Experiment) -> str:
             f" {config.sharing.search.templates} templates each,"
             f" {experiment.allocation.budget.used:,} parameters"
         )
-    if config.exports and experiment.stage == "train":
-        from npas.sharing import price
-
-        taken = price(experiment.model, experiment.allocation, config.artifact)
-        lines.append(experiments.artifact_text(taken, config))
     if "=" in (arithmetic := experiment.batch_arithmetic()):
         lines.append(f"batch    {arithmetic}")
     if experiment.task.source == schema.SYNTHETIC:
@@ -299,8 +291,9 @@ def _stored(folder: Path) -> Result | None:
 def _finished(config: Config, folder: Path) -> Result | None:
     """Return the result of this config if it was trained to the end."""
     result = _stored(folder)
-    same = result is not None and result.config_hash == schema.config_hash(config)
-    return result if result and same and result.status == "done" else None
+    if result is None or result.status != "done":
+        return None
+    return result if result.config_hash == schema.config_hash(config) else None
 
 
 def _summary(result: Result) -> str:
@@ -323,10 +316,7 @@ def _summary(result: Result) -> str:
 
 
 def _value(result: Result) -> float | None:
-    """Return the best held-out value of the main metric; None without held-out data.
-
-    Losses are negated: a search maximizes the value.
-    """
+    """Return the best held-out value of the main metric, of a loss the negative; None without."""
     history = result.history or {}
     held_out = [key for key in history if key.startswith("val/")]
     if not held_out:

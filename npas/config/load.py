@@ -25,6 +25,7 @@ from npas.config.schema import (
 from npas.config.sharing import FITTED, SEARCHED, SearchConfig, SharingConfig, is_grouping
 from npas.config.typed import build, keys_of
 from npas.utils.checks import one_line
+from npas.utils.files import reading
 from npas.utils.json_data import read_json, shown
 from npas.utils.packing import Packing
 
@@ -52,7 +53,8 @@ def load_config(
             values[node] = build(schema, values[node], node, known)
     if isinstance(sharing := values.get("sharing"), Mapping):
         groups = sharing.get("groups")
-        if isinstance(groups, str) and not is_grouping(groups) and _is_path(groups):
+        is_name = isinstance(groups, str) and (is_grouping(groups) or not groups.strip())
+        if isinstance(groups, str) and not is_name and ("/" in groups or Path(groups).exists()):
             # The config stores the file's content, not its path: the content affects the result.
             values["sharing"] = {**sharing, "groups": read_groups(Path(groups))}
     config: Config = build(Config, values, "", known)
@@ -65,10 +67,7 @@ def load_config(
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a config.yaml of any version as plain data, with current names.
-
-    Raises ValueError if it is missing or malformed.
-    """
+    """Read a config.yaml of any version, with current names. Raises ValueError if it cannot."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -84,14 +83,10 @@ def read_config(file: Path) -> dict[str, Any]:
     return modernize({str(key): value for key, value in stored.items()})
 
 
-def _is_path(value: str) -> bool:
-    """Return whether a text is a path rather than the name of a grouping."""
-    return bool(value.strip()) and ("/" in value or Path(value).exists())
-
-
 def read_groups(path: Path) -> dict[str, str]:
     """Map layers, or patterns of layers, to groups, from a run's folder or a JSON file."""
-    try:
+    remedy = "name a run that found groups, or a JSON file that maps layers to groups"
+    with reading(f"sharing.groups={path}", remedy):
         if path.is_dir() and not (path / GROUPS_FILE).exists():
             raise ValueError(f"the folder holds no {GROUPS_FILE}")
         found = read_json(path / GROUPS_FILE if path.is_dir() else path)
@@ -102,13 +97,7 @@ def read_groups(path: Path) -> dict[str, str]:
                 raise ValueError(f"it maps {shown(name)} to {shown(group)}, not to a group's name")
         if not found:
             raise ValueError("it maps no layers to groups")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"sharing.groups={path} cannot be read ({reason}): name a run that found groups, or a"
-            " JSON file that maps layers to groups"
-        ) from None
-    return {str(pattern): str(group) for pattern, group in found.items()}
+        return {str(pattern): str(group) for pattern, group in found.items()}
 
 
 def search_epochs(config: Config) -> int:

@@ -29,9 +29,9 @@ _FIRST_KEYS = {new: old for old, new in KEYS.items()}
 _FIRST_VALUES = {key: {new: old for old, new in values.items()} for key, values in VALUES.items()}
 
 
-def new_name(key: str) -> str | None:
+def new_name(key: str, names: Mapping[str, str] = KEYS) -> str | None:
     """Return the new name of a key; None if neither it nor its node was renamed."""
-    for old, new in KEYS.items():
+    for old, new in names.items():
         if key == old or key.startswith(f"{old}."):
             return new + key.removeprefix(old)
     return None
@@ -41,10 +41,7 @@ def first_setting(key: str, value: Any) -> tuple[str, Any]:
     """Return a key and its value by their first names, which are hashed."""
     if isinstance(value, (str, float, int)) and not isinstance(value, bool):
         value = _FIRST_VALUES.get(key, {}).get(value, value)
-    for new, old in _FIRST_KEYS.items():
-        if key == new or key.startswith(f"{new}."):
-            return old + key.removeprefix(new), value
-    return key, value
+    return new_name(key, _FIRST_KEYS) or key, value
 
 
 def modernize(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

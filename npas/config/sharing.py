@@ -48,11 +48,10 @@ class SharingConfig(Ranged, section="sharing."):
     (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`; its errors are
     those of the network's outputs on the first `fit_batches` training batches. A fit is by a
     codebook or by bases, whichever is nearer, or by the one that `generator` names; codebook is for
-    fits only. With `low_rank` it is a codebook with corrections. `templates` replaces
-    the budget. The budget is split over groups by size times `group_weights` (default 1).
-    `recurrence_weight` times the mean cosine of the coefficients of layers that mix the same
-    templates is subtracted from the loss. If not 0, the layer similarity matrix is logged every
-    `lsm_every` epochs.
+    fits only. With `low_rank` it is a codebook with corrections. `templates` replaces the budget.
+    The budget is split over groups by size times `group_weights` (default 1). `recurrence_weight`
+    times the mean cosine of the coefficients of layers that mix the same templates is subtracted
+    from the loss. If not 0, the layer similarity matrix is logged every `lsm_every` epochs.
     """
 
     generator: Generator | str = "wavg"

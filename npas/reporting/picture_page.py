@@ -87,17 +87,13 @@ def _rows(shown: Sequence[Shown]) -> Iterator[Image.Image]:
     for sample in shown:
         cells = [*_cells(sample.pictures)]
         columns = max(1, min(COLUMNS, len(cells)))
-        lines = [
-            _joined(cells[i : i + columns], GAP, across=True, width=_across(columns))
-            for i in range(0, len(cells), columns)
-        ]
-        heading = _joined(
-            [_text(sample.heading, _across(columns), HEADING)], width=_across(columns)
-        )
+        width, starts = _across(columns), range(0, len(cells), columns)
+        lines = [_joined(cells[i : i + columns], GAP, True, width) for i in starts]
+        heading = _joined([_text(sample.heading, width, HEADING)], width=width)
         if sum(taken for taken, _, _ in row) + columns > COLUMNS:
             yield _samples(row)
             row = []
-        row.append((columns, heading, _joined(lines or [_text("")], GAP, width=_across(columns))))
+        row.append((columns, heading, _joined(lines or [_text("")], GAP, width=width)))
     yield _samples(row)
 
 
@@ -114,8 +110,7 @@ def _cells(pictures: Sequence[Picture]) -> Iterator[Image.Image]:
             for own in owns:
                 yield _joined([_picture(own), _text(own.caption)], GAP // 4, width=CELL)
         else:
-            colours = [(own.caption, TRUTH if own.right else INK) for own in owns]
-            texts = [_text(text, colour=c) for text, c in colours]
+            texts = [_text(own.caption, colour=TRUTH if own.right else INK) for own in owns]
             yield _joined(texts, CAPTION // 2, width=CELL)
 
 

@@ -76,9 +76,9 @@ def against_parameters(
     A cross on the lower edge marks a network with diverged runs. `with_bytes` adds a panel against
     the bytes of artifacts.
     """
-    sizes = {"trainable parameters": Cell.parameters, "bytes of the artifact": Cell.artifact_bytes}
-    if not with_bytes:
-        del sizes["bytes of the artifact"]
+    sizes = {"trainable parameters": Cell.parameters}
+    if with_bytes:
+        sizes["bytes of the artifact"] = Cell.artifact_bytes
     panels = {name: _points(table, cells, size) for name, size in sizes.items()}
     known = [point for points in panels.values() for series in points.values() for point in series]
     if not any(math.isfinite(mean) for _, mean, *_ in known):
@@ -92,9 +92,8 @@ def against_parameters(
         titled = figure.suptitle if with_bytes else all_axes[0].set_title
         titled(table.title, fontsize="medium")
 
-    width = (11.0 if with_bytes else 6.4) + (
-        3.0 if len(next(iter(panels.values()))) > COLOURS else 0
-    )
+    has_long_legend = len(next(iter(panels.values()))) > COLOURS
+    width = (11.0 if with_bytes else 6.4) + 3.0 * has_long_legend
     return draw(stem, table.name, (width, 4.2), paint)
 
 

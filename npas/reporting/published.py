@@ -1,7 +1,4 @@
-"""Published figures and their sources, read from published.yaml.
-
-figure("cifar", "WRN 28-10", "c10", dropout=0.3).value
-"""
+"""Published figures and their sources, read from published.yaml."""
 
 import functools
 from collections.abc import Mapping

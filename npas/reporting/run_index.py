@@ -1,7 +1,4 @@
-"""List, filter and sort runs by their folders and result files.
-
-Neither torch nor Hydra is imported.
-"""
+"""List, filter and sort runs by their folders and result files, without torch and Hydra."""
 
 import contextlib
 import json
@@ -96,10 +93,7 @@ def collect(root: Path) -> list[Run]:
 
 
 def read(folder: Path) -> Run:
-    """Return the run of a folder.
-
-    Its status is "damaged" if its result cannot be read, or was copied from another run.
-    """
+    """Return a folder's run: "damaged" if its result is unreadable or copied from another run."""
     named = _FOLDER.fullmatch(folder.name)
     budget, seed = (named["budget"], int(named["seed"])) if named else ("", None)
     unfinished = Run(str(folder), folder.parent.name, budget, seed, UNFINISHED)

@@ -79,13 +79,6 @@ def parse_budget(value: BudgetLike) -> Budget:
             " (0.1 or 10%) or an absolute count (18M, 250K, 1.2B)"
             ", or the bytes of an artifact (16MB, 500KB)"
         )
-    budget = _from_match(text, match)
-    if len(budget.canonical) > LONGEST or not _PATTERN.fullmatch(budget.canonical):
-        raise ValueError(f"budget={text} has too many digits: write fewer")
-    return budget
-
-
-def _from_match(text: str, match: re.Match[str]) -> Budget:
     number = Fraction(match["number"]) * Fraction("1" + (match["exponent"] or ""))
     unit = match["unit"].upper()
     if number <= 0:
@@ -95,10 +88,12 @@ def _from_match(text: str, match: re.Match[str]) -> Budget:
         if count < 1:
             what = "byte" if unit in _BYTES else "parameter"
             raise ValueError(f"budget={text} is less than one {what}: write a larger number")
-        return Budget(size=count) if unit in _BYTES else Budget(absolute=count)
-    if unit == "%":
-        return Budget(fraction=number / 100)
-    if number > LARGEST_BARE_NUMBER:
+        budget = Budget(size=count) if unit in _BYTES else Budget(absolute=count)
+    elif unit == "%":
+        budget = Budget(fraction=number / 100)
+    elif number <= LARGEST_BARE_NUMBER:
+        budget = Budget(fraction=number)
+    else:
         bare = _spell(number)
         reading = (
             f"{bare}% of the dense parameters, {_spell(number * 100)}% for {bare} times as many,"
@@ -107,7 +102,9 @@ def _from_match(text: str, match: re.Match[str]) -> Budget:
         if number >= 1000:
             reading = f"{spell_count(int(number))} for {int(number):,} parameters"
         raise ValueError(f"budget={text} has no unit: write {reading}")
-    return Budget(fraction=number)
+    if len(budget.canonical) > LONGEST or not _PATTERN.fullmatch(budget.canonical):
+        raise ValueError(f"budget={text} has too many digits: write fewer")
+    return budget
 
 
 def spell_count(count: int) -> str:

@@ -86,13 +86,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder inside `folder`, whose files are moved up unless an error occurs.
-
-    They replace files of the same names.
-    """
+    """Yield a temporary folder; without an error its files replace those of `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder, suffix=".tmp"))  # on the same file system
-    try:
+    # On the same file system.
+    with tempfile.TemporaryDirectory(".tmp", dir=folder, ignore_cleanup_errors=True) as name:
+        temporary = Path(name)
         yield temporary
         for path in sorted(temporary.rglob("*")):
             target = folder / path.relative_to(temporary)
@@ -100,8 +98,6 @@ def filling(folder: Path) -> Iterator[Path]:
                 target.mkdir(exist_ok=True)
             else:
                 os.replace(path, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:

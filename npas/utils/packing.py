@@ -1,9 +1,11 @@
 """Settings and record of an artifact, a network's quantized and compressed tensors."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from npas.utils.checks import Ranged
+
+KEYS = ("bits", "scheme", "compression")  # keyword arguments of `write_artifact`
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,9 @@ class Packing(Ranged):
     expected_ratio: Annotated[float, "[1, 8]"] = 1.0  # of trained weights: more is an error
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("bits", (8, 6)),
-            ("scheme", ("rows", "golf")),
-            ("compression", ("zlib", "lzma", "none")),
-        ):
-            if (value := getattr(self, name)) not in choices:
+        hints = get_type_hints(Packing)
+        for name in KEYS:
+            if (value := getattr(self, name)) not in (choices := get_args(hints[name])):
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{self.section}{name}={value} is unknown: choose {known}")
         object.__setattr__(self, "bits", int(self.bits))  # 8.0 is accepted
@@ -38,7 +37,7 @@ class Packing(Ranged):
     @property
     def keywords(self) -> dict[str, Any]:
         """Return the keyword arguments of `write_artifact`."""
-        return {"bits": self.bits, "scheme": self.scheme, "compression": self.compression}
+        return {name: getattr(self, name) for name in KEYS}
 
     @property
     def description(self) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 FIRST_PORT, PORTS = 20000, 20000  # for the rendezvous of the ranks that srun started
 
 
@@ -34,7 +35,7 @@ def place(environ: MutableMapping[str, str] | None = None) -> Place:
     """Return this process's ranks; without a launcher, those of a single process."""
     environ = os.environ if environ is None else environ
     if "WORLD_SIZE" in environ:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        names = TORCHRUN
     elif _number("SLURM_STEP_NUM_TASKS", environ, "1") > 1:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES")
     else:
@@ -48,9 +49,9 @@ def place(environ: MutableMapping[str, str] | None = None) -> Place:
             " with torchrun, srun or trainer.devices=N"
         )
     rank, world, local_rank, last = (_number(name, environ) for name in names)
-    is_torchrun = names[0] == "RANK"
-    local_world = last if is_torchrun else max(1, world // last)
-    return Place(rank, world, local_rank, local_world, by_slurm=not is_torchrun)
+    if names is TORCHRUN:
+        return Place(rank, world, local_rank, last)
+    return Place(rank, world, local_rank, max(1, world // last), by_slurm=True)
 
 
 def is_main_process() -> bool:
@@ -66,18 +67,12 @@ def set_torchrun_variables(environ: MutableMapping[str, str]) -> None:
     if "WORLD_SIZE" in environ or (here := place(environ)).world == 1:
         return
     job, step = (_number(name, environ, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    environ.setdefault("MASTER_ADDR", first_host(environ.get("SLURM_STEP_NODELIST", "localhost")))
+    # The first host of the list: `gpu07` of `gpu[07-09,12],login`.
+    host = re.match(r"([^\[,]+)(?:\[(\w+))?", environ.get("SLURM_STEP_NODELIST", ""))
+    environ.setdefault("MASTER_ADDR", "".join(host.groups("")) if host else "localhost")
     environ.setdefault("MASTER_PORT", str(FIRST_PORT + (31 * job + step) % PORTS))
-    environ["RANK"] = str(here.rank)
-    environ["WORLD_SIZE"] = str(here.world)
-    environ["LOCAL_RANK"] = str(here.local_rank)
-    environ["LOCAL_WORLD_SIZE"] = str(here.local_world)
-
-
-def first_host(nodes: str) -> str:
-    """Return the first host of a Slurm node list: `gpu07` for `gpu[07-09,12],login`."""
-    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
-    return match[1] + (match[2] or "") if match else "localhost"
+    ranks = (here.rank, here.world, here.local_rank, here.local_world)
+    environ.update(zip(TORCHRUN, map(str, ranks), strict=True))
 
 
 def _number(name: str, environ: MutableMapping[str, str], default: str = "") -> int:

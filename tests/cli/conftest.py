@@ -8,13 +8,20 @@ from npas.cli import train
 
 @pytest.fixture
 def run(capsys):
-    """Return a function that runs a command line."""
+    """Return a function that runs a command line.
 
-    def run_command(*arguments):
+    It asserts the exit `code`, if given; of arguments that are `refused`, that one line says this.
+    """
+
+    def run_command(*arguments, code=None, refused=None):
         capsys.readouterr()
-        code = COMMANDS[arguments[0]](arguments[1:])
-        captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
+        found = COMMANDS[arguments[0]](arguments[1:])
+        answer = Answer(found, *capsys.readouterr())
+        if refused is not None:
+            assert refused in answer.err and answer.err.count("\n") == 1, answer.err
+            code = 2
+        assert code in (None, found), answer.err
+        return answer
 
     return run_command
 

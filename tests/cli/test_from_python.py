@@ -17,7 +17,7 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(tmp_path
     words = [*SMALL, "budget=0.5", "trainer.log_every=2", "data.val_fraction=0.2"]
     records = []
     result = npas.train(words, callbacks=[records.append])
-    assert result.status == "done" and result.metrics is not None
+    assert result.status == "done"
     folder = run_dir(compose_own(*words))
     assert results.read(folder) == result
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -24,7 +24,6 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path, monke
         *("README.md", "allocation.json", "config.yaml", "model.safetensors", "result.json")
     }
     result, card = results.read(trained), ModelCard.load(folder / "README.md")
-    assert result.metrics is not None and card.data.eval_results is not None
     measured = {found.metric_type: found.metric_value for found in card.data.eval_results}
     assert measured == result.metrics.last and card.data.to_dict()["library_name"] == "npas"
     for words in (
@@ -39,7 +38,7 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path, monke
     assert torch.equal(again.eval()(x), experiment.model.eval()(x))
     # Beside what is there, and a file is no folder.
     (folder / "mine.txt").write_text("kept")
-    assert run("npas-export", f"run={trained}", "format=hub", f"out={folder}").code == 0
+    run("npas-export", f"run={trained}", "format=hub", f"out={folder}", code=0)
     assert (folder / "mine.txt").exists()
     monkeypatch.chdir(shutil.copytree(trained, tmp_path / "here"))
     assert "USER/digits-here export/hub" in run("npas-export", "run=.", "format=hub").out
@@ -59,7 +58,7 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run,
     words += ["data.val_fraction=null", "wandb.mode=disabled", "trainer.device=cpu", "budget=0.5"]
     assert train.main([*words, f"run_root={tmp_path / 'runs'}"]) == 0
     (folder,) = (tmp_path / "runs/text_classification").iterdir()
-    assert run("npas-export", f"run={folder}", "format=hub").code == 0
+    run("npas-export", f"run={folder}", "format=hub", code=0)
     out = folder / "export" / "hub"
     dense = AutoModelForSequenceClassification.from_pretrained(out).eval()
     assert dense.config.id2label == {0: "move", 1: "play"}
@@ -92,7 +91,7 @@ def test_what_shares_nothing_is_a_plain_network(run, trained, tmp_path, words, s
     (folder,) = (tmp_path / "runs/digits").iterdir()
     for source in (trained, folder):  # nothing is left of an older export
         out = f"out={folder / 'export/hub'}"
-        assert run("npas-export", f"run={source}", "format=hub", out).code == 0
+        run("npas-export", f"run={source}", "format=hub", out, code=0)
     assert not (folder / "export/hub/allocation.json").exists()
     text = (folder / "export/hub/README.md").read_text()
     assert said in text and how in text

@@ -13,9 +13,7 @@ from npas.cli.plan import _notes
 
 
 def plan(run, *arguments):
-    answer = run("npas-plan", "format=json", *arguments)
-    assert answer.code == 0, answer.err
-    return dict(json.loads(answer.out))
+    return dict(json.loads(run("npas-plan", "format=json", *arguments, code=0).out))
 
 
 @pytest.mark.parametrize(
@@ -56,18 +54,15 @@ def test_the_table_shows_layers_counts_and_flops(run):
 
 def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
     words = ("npas-plan", "+exp=wrn_cifar10", "budget=0.1")
-    note = (
-        "note: 6 of 29 layers have the same weight as another (stages.2.0.conv2.weight = stages.2."
-    )
-    assert note in run(*words).out
+    note = "6 of 29 layers have the same weight as another (stages.2.0.conv2.weight = stages.2."
+    assert f"note: {note}" in run(*words).out
     for better in ("sharing.low_rank=1", "sharing.generator=hash", "sharing.upsample_templates=2"):
         assert "note:" not in run(*words, better).out
     assert "note:" not in run("npas-plan", "budget=dense").out
     text = ("npas-plan", "+exp=shakespeare", "budget=0.25")
+    note = "note: tokens.weight reads templates: on text it did better"
     for words in ([], ["sharing.groups=type"]):
-        assert (
-            "note: tokens.weight reads templates: on text it did better" in run(*text, *words).out
-        )
+        assert note in run(*text, *words).out
     assert "note:" not in run(*text, "sharing.generator=hash").out
     assert "note:" not in run(*text, "sharing=no_embeddings").out
     many = run("npas-plan", "+exp=shakespeare", "budget=2", "sharing=legendre").out
@@ -84,10 +79,8 @@ def test_a_fit_is_not_told_to_leave_embeddings_out():
 
 
 def test_the_data_are_counted_and_one_batch_is_made(run, tmp_path):
-    answer = run("npas-plan", "check_data=true")
-    assert answer.code == 0, answer.err
-    lines = [line for line in answer.out.splitlines() if line.startswith("data ")]
-    assert lines == [
+    out = run("npas-plan", "check_data=true", code=0).out
+    assert [line for line in out.splitlines() if line.startswith("data ")] == [
         "data source: real",
         "data train: 1,438 images of 10 classes, 139 to 146 of each",
         "data test: 359 images of 10 classes, 35 to 37 of each",

@@ -84,8 +84,7 @@ def test_two_runs_are_compared(run, make_run):
     one, other = make_run("0.1"), make_run("2", 1, lr=0.3)
     with open(one / "log.jsonl", "ab") as log:
         log.write(b"\xe0\x80 of a damaged disk\n")
-    answer = run("npas-runs", "compare", str(one), str(other))
-    assert answer.code == 0, answer.err
+    answer = run("npas-runs", "compare", str(one), str(other), code=0)
     table = [line.split() for line in answer.out.splitlines()]
     assert ["optim.lr", "0.1", "0.3"] in table and ["accuracy", "90.5", "101"] in table
     assert ["1", "90.5", "101"] in table and ["39", "2.32051", "2.58974"] in table
@@ -101,7 +100,7 @@ def test_runs_are_deleted_only_when_asked(run, make_run, monkeypatch):
     assert "nothing was deleted" in run("npas-runs", "clean", "status=failed").out
     assert failed.exists()
     monkeypatch.setattr("builtins.input", lambda question: "y")
-    assert run("npas-runs", "clean", "status=failed").code == 0
+    run("npas-runs", "clean", "status=failed", code=0)
     assert kept.exists() and not failed.exists()
     with files.locked(training.with_name(f".{training.name}.lock"), wait=False):
         answer = run("npas-runs", "clean", "seed=5", "yes=true")
@@ -148,5 +147,4 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
 )
 def test_invalid_arguments_get_one_line(run, make_run, words, line):
     make_run("0.1")
-    answer = run("npas-runs", *words.split())
-    assert answer.code == 2 and answer.err.count("\n") == 1 and line in answer.err
+    run("npas-runs", *words.split(), refused=line)

@@ -33,11 +33,9 @@ def asked(monkeypatch, tmp_path):
 def test_a_page_goes_to_the_runs_folder_beside_the_metrics(run, trained, asked):
     folder = Path(shutil.copytree(trained, "copy"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    answer = run("npas-eval", f"run={folder}", "show=3", "format=json")
-    assert answer.code == 0, answer.err
+    answer = run("npas-eval", f"run={folder}", "show=3", "format=json", code=0)
     assert asked == [("test", 3)]
-    reported = results.read(trained).metrics
-    assert reported is not None and json.loads(answer.out) == reported.last
+    assert json.loads(answer.out) == results.read(trained).metrics.last
     page = folder / "show-test.png"
     assert answer.err == f"npas-eval: {page} shows 3 samples\n"
     with Image.open(page) as opened:
@@ -45,7 +43,7 @@ def test_a_page_goes_to_the_runs_folder_beside_the_metrics(run, trained, asked):
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert after == before | {page: page.read_bytes()}  # nothing of the run has changed
     artifact = folder / "small.npas"
-    assert run("npas-export", f"run={folder}", "format=artifact", f"out={artifact}").code == 0
+    run("npas-export", f"run={folder}", "format=artifact", f"out={artifact}", code=0)
     answer = run("npas-eval", f"run={folder}", "show=3", f"artifact={artifact}")
     assert answer.err == f"npas-eval: {folder / 'artifact/show-test.png'} shows 3 samples\n"
     assert page.read_bytes() == after[page]  # of the run itself
@@ -62,7 +60,7 @@ def test_a_task_without_samples_is_refused_before_any_data_are_read(run, trained
 def test_texts_are_printed_or_part_of_the_json(run, tmp_path):
     small = ("model.layers=1", "model.width=8", "data.source=synthetic", "wandb.mode=disabled")
     words = ("+exp=shakespeare", *small, f"run_root={tmp_path}", "trainer.device=cpu")
-    assert run("npas-train", *words).code == 0
+    run("npas-train", *words, code=0)
     (folder,) = tmp_path.glob("shakespeare/*")
     assert run("npas-eval", f"run={folder}", "show=2").out.count("\n--- ") == 2
     found = json.loads(run("npas-eval", f"run={folder}", "show=2", "format=json").out)

@@ -59,8 +59,7 @@ def search(run, monkeypatch):
 
 
 def test_a_search_is_given_the_best_held_out_metric_of_each_job(run, search):
-    answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS)
-    assert answer.code == 0, answer.err
+    answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, code=0)
     lines = [line for line in answer.out.splitlines() if line.startswith("done: ")]
     histories = [results.read(line.split("; ")[-1]).history for line in lines]
     assert search == [max(history["val/accuracy"]) for history in histories if history]
@@ -118,8 +117,7 @@ def test_the_jobs_are_composed_and_checked_once_before_the_first_runs(run, monke
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counting)
     monkeypatch.setattr(train, "run", job)
-    answer = run("npas-train", "-m", "seed=range(3,6)", "budget=0.2")
-    assert answer.code == 0
+    answer = run("npas-train", "-m", "seed=range(3,6)", "budget=0.2", code=0)
     said = [line.removeprefix("npas-train: ") for line in answer.err.splitlines()]
     assert said == [f"[{number}/3] seed={number + 2}" for number in (1, 2, 3)]
     assert composed == [0, 0, 0] and len(within) == 3
@@ -143,8 +141,7 @@ def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, mon
 
     monkeypatch.setattr("npas.training.train", trained)
     words = ("npas-train", "-m", *SMALL, "budget=0.3,0.5", "seed=0,1")
-    answer = run(*words)
-    assert answer.code == 0, answer.err
+    answer = run(*words, code=0)
     counts = [line for line in answer.err.splitlines() if line.startswith("npas-train: [")]
     assert counts[-1] == "npas-train: [4/4] budget=0.5 seed=1" and len(counts) == 4
     table = answer.out[answer.out.rindex("\n\n") + 2 :].splitlines()

@@ -20,8 +20,7 @@ def tiny(monkeypatch):
 
 
 def test_a_table_without_results_shows_the_commands_that_fill_it(run):
-    answer = run("npas-table", "tiny", "results=mine")
-    assert answer.code == 0, answer.err
+    answer = run("npas-table", "tiny", "results=mine", code=0)
     assert answer.out.startswith("# A title")
     assert "`npas-train -m +exp=digits budget=0.1 seed=0,1,2`" in answer.out
     assert run("npas-table", "name=tiny", "results=mine").out == answer.out
@@ -36,7 +35,7 @@ def test_a_committed_table_is_compared_with_its_results(run):
     arguments = ("npas-table", "tiny", "results=mine", "check=true")
     assert run(*arguments).code == 1
     Path("mine/tables/tiny.md").write_text(run(*arguments[:-1]).out, encoding="utf-8")
-    assert run(*arguments).code == 0
+    run(*arguments, code=0)
     with open("mine/tables/tiny.md", "a", encoding="utf-8") as file:
         file.write("edited\n")
     answer = run(*arguments)
@@ -47,7 +46,6 @@ def test_a_committed_table_is_compared_with_its_results(run):
 def test_chosen_epochs_and_broken_results(run):
     Path("mine/runs/digits/broken").mkdir(parents=True)
     Path("mine/runs/digits/broken/result.json").write_text("{", encoding="utf-8")
-    answer = run("npas-table", "tiny", "results=mine", "epoch=selected")
-    assert answer.code == 0, answer.err
+    answer = run("npas-table", "tiny", "results=mine", "epoch=selected", code=0)
     assert "chosen on held-out data" in answer.out
     assert "mine/runs/digits/broken/result.json" in answer.err

@@ -34,9 +34,9 @@ def test_a_run_leaves_what_the_design_says_and_nothing_else(trained):
     }
     result = results.read(trained)
     assert (result.status, result.exp, result.epochs) == ("done", "digits", 1)
-    assert result.budget is not None and result.budget.asked == "0.5"
-    assert result.budget.used <= result.budget.allowed == result.budget.dense // 2
-    assert result.metrics is not None and 0 <= result.metrics.last["accuracy"] <= 100
+    budget = result.budget
+    assert budget.asked == "0.5" and budget.used <= budget.allowed == budget.dense // 2
+    assert 0 <= result.metrics.last["accuracy"] <= 100
     assert [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [path.name for path in trained.parent.parent.iterdir()] == ["digits"]
     stored = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
@@ -68,8 +68,7 @@ def test_the_closing_line_says_of_which_epoch_and_part_each_figure_is(run):
 
 def test_a_dense_run_shares_nothing_and_says_what_it_ignores(run):
     ignored = ("sharing=learned", "sharing.generator=emb")
-    answer = run(*TRAIN, "budget=dense", *ignored)
-    assert answer.code == 0
+    answer = run(*TRAIN, "budget=dense", *ignored, code=0)
     assert answer.out.startswith("dense network: 20,506 parameters")
     assert "sharing.generator" in answer.err and "sharing.num_groups" in answer.err
     assert "ignored: budget=dense shares nothing" in answer.err
@@ -134,8 +133,7 @@ def test_a_run_that_diverged_ends_with_exit_code_1_and_says_where(run, monkeypat
     assert not list(Path().iterdir())
     assert run(*HALF).code == 1
     result = results.read(folder_of_run())
-    assert result.status == "diverged" and result.divergence is not None
-    assert result.divergence.step == 1
+    assert result.status == "diverged" and result.divergence.step == 1
     assert {*result.divergence.norms["npas_bank_0"]} == {"weight", "gradient"}
     metrics = {"last": {"accuracy": math.nan}, "selected": None, "selected_on": None}
     outcome = Outcome("diverged", metrics, 3, 0, 1.0, 0, "loss not finite at step 3")
@@ -145,12 +143,11 @@ def test_a_run_that_diverged_ends_with_exit_code_1_and_says_where(run, monkeypat
 
 
 def test_templates_take_the_place_of_a_budget(run):
-    answer = run(*TRAIN, "+exp=digits_swrn", "sharing.templates=2", "model.depth=16")
-    assert answer.code == 0, answer.err
+    run(*TRAIN, "+exp=digits_swrn", "sharing.templates=2", "model.depth=16", code=0)
     folder = folder_of_run()
     assert folder.name.startswith("templates-2_seed-0_")
     split = results.read(folder).split
-    assert split is not None and split.bank == 2 * 9 * (8 * 8 + 16 * 16 + 32 * 32)
+    assert split.bank == 2 * 9 * (8 * 8 + 16 * 16 + 32 * 32)
     assert split.coefficients == 2 * 6
 
 
@@ -166,8 +163,7 @@ def test_a_dry_run_does_one_step_and_writes_nothing(run, tmp_path):
 
 def test_a_synthetic_run_says_what_it_is_wherever_it_gives_a_figure(run):
     arguments = (*TRAIN, "data.source=synthetic", "data.synthetic.epochs=2", "epochs=9")
-    answer = run(*arguments)
-    assert answer.code == 0, answer.err
+    answer = run(*arguments, code=0)
     line = "data     synthetic, in the format of digits: a dry run with epochs=2 batch_size=2"
     assert line in answer.out
     assert "% on synthetic data" in answer.out
@@ -179,11 +175,10 @@ def test_a_copy_of_the_data_is_recorded_and_said(run, tmp_path):
     root = tmp_path / "data"
     write_cifar(root, 10, 40, 20)
     words = ("+exp=wrn_cifar10", "batch_size=20", "data.val_fraction=0", f"data.root={root}")
-    answer = run(*TRAIN, *words, "data.verify=warn")
-    assert answer.code == 0, answer.err
+    answer = run(*TRAIN, *words, "data.verify=warn", code=0)
     assert "% on data that are not the published ones" in answer.out
     dataset = results.read(folder_of_run()).dataset
-    assert dataset.published is False and dataset.files is not None and len(dataset.files) == 6
+    assert dataset.published is False and len(dataset.files) == 6
 
 
 def test_a_reader_who_has_gone_ends_no_training_and_the_environment_overrules_tracking(

@@ -41,7 +41,7 @@ def test_a_forced_run_that_is_stopped_or_cannot_begin_does_not_pass_as_finished(
     def missing(self):
         raise ValueError("no data")
 
-    assert run(*WORDS).code == 0
+    run(*WORDS, code=0)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with monkeypatch.context() as patch:
         patch.setattr(digits.Task, "read", missing)
@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_line_and_the_run_has_failed(run, folder, monkeypatch
     assert answer.err == f"npas-train: failed: {said}\n"
     assert not list(folder.glob("*.tmp"))
     if what == "npas.utils.files.write_whole":
-        assert run(*WORDS).code == 0
+        run(*WORDS, code=0)
 
 
 @pytest.fixture

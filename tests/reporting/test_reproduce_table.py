@@ -36,7 +36,6 @@ shutil.copytree(ready, run_root.removeprefix("run_root="), dirs_exist_ok=True)
 
 def load():
     specification = importlib.util.spec_from_file_location("reproduce_table", SCRIPT)
-    assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -113,10 +112,8 @@ def test_runs_made_before_are_taken_in_without_training_and_replace_none(script,
 
 def test_an_estimate_runs_and_writes_nothing(script, keep, capfd):
     assert run(script, "--estimate") == 0
-    assert (
-        "4 runs are missing; their experiments in configs/exp/ say how long"
-        in capfd.readouterr().out
-    )
+    said = "4 runs are missing; their experiments in configs/exp/ say how long"
+    assert said in capfd.readouterr().out
     keep(Path("runs"), "+exp=digits", "budget=dense", wall_s=120.0)
     assert run(script, "--estimate") == 0
     out = capfd.readouterr().out
@@ -128,6 +125,5 @@ def test_an_estimate_runs_and_writes_nothing(script, keep, capfd):
 
 def test_an_unknown_table_is_one_line(capfd):
     assert load().main(["digit"]) == 2
-    assert (
-        capfd.readouterr().err == "there is no table 'digit'; did you mean digits or digits_swrn?\n"
-    )
+    said = "there is no table 'digit'; did you mean digits or digits_swrn?\n"
+    assert capfd.readouterr().err == said

@@ -13,20 +13,21 @@ from npas.reporting.results import Dataset, Metrics, Parallel
 from npas.reporting.tables import Row, Table
 from npas.utils.git import Git
 
+SHARED, DENSE = ("+exp=digits", "budget=0.1"), ("+exp=digits", "budget=dense")
 TABLE = Table(
     name="tiny",
     title="A title",
     rows=(
-        Row("dense", ("+exp=digits", "budget=dense"), "dense"),
-        Row("SSN", ("+exp=digits", "budget=0.1"), "SSN"),
+        Row("dense", DENSE, "dense"),
+        Row("SSN", SHARED, "SSN"),
         Row("theirs", None, published=Figure("x", "c10", 4.0, 36, "a poster", "a lost digit")),
     ),
     note="A note.",
 )
 
 
-def cells(root):
-    return tables.load(TABLE, root)
+def page(root, table=TABLE):
+    return tables.markdown(table, tables.load(table, root))
 
 
 def line(label, text):
@@ -34,15 +35,7 @@ def line(label, text):
     return [entry.strip() for entry in found.strip("|").split("|")]
 
 
-def ssn(root):
-    return line("SSN", tables.markdown(TABLE, cells(root)))
-
-
-SHARED, DENSE = ("+exp=digits", "budget=0.1"), ("+exp=digits", "budget=dense")
-ONE, SWEEP = (
-    "`npas-train +exp=digits budget=0.1 seed=",
-    "`npas-train -m +exp=digits budget=0.1 seed=",
-)
+ONE, SWEEP = (f"`npas-train {many}+exp=digits budget=0.1 seed=" for many in ("", "-m "))
 
 
 @pytest.mark.parametrize(
@@ -65,10 +58,10 @@ def test_a_cell_is_mean_and_sample_deviation_and_says_what_went_wrong_or_is_miss
 ):
     for seed, status in enumerate(statuses):
         keep(tmp_path, *SHARED, seed=seed, accuracy=95.0 + seed, used=100, status=status)
-    entries = ssn(tmp_path)
+    text = page(tmp_path)
+    entries = line("SSN", text)
     assert entries[0] == "SSN" and entries[2] == figure
     assert entries[3] == (str(statuses.count("done")) if "done" in statuses else "")
-    text = tables.markdown(TABLE, cells(tmp_path))
     assert ("No results yet." in text) == (not {*statuses} - {"preempted"})
 
 
@@ -76,9 +69,9 @@ def test_only_results_of_the_rows_own_config_and_of_real_data_slip_in(tmp_path, 
     keep(tmp_path, *SHARED, "epochs=1", accuracy=50.0, used=100)
     keep(tmp_path, *SHARED, "model.width=1", accuracy=50.0, used=100)
     keep(tmp_path, *SHARED, seed=2, used=100, dataset=Dataset("digits", "synthetic"))
-    assert all(not cell.found for cell in cells(tmp_path))
+    assert all(not cell.found for cell in tables.load(TABLE, tmp_path))
     keep(tmp_path, "+exp=digits", "budget=10%", "trainer.log_every=3", used=100)
-    assert list(cells(tmp_path)[1].found) == [0]
+    assert list(tables.load(TABLE, tmp_path)[1].found) == [0]
 
 
 COPY = ("+exp=wrn_cifar10", "budget=0.1")
@@ -102,11 +95,10 @@ def test_results_on_a_copy_of_the_data_stand_in_rows_of_the_copy_alone(published
 
 
 def test_errors_stand_beside_published_errors(tmp_path, keep):
-    keep(tmp_path, "+exp=digits", "budget=dense", accuracy=95.5)
-    published = Figure("x", "c10", 4.0, 36, "a poster", "a lost digit")
-    row = Row("dense", ("+exp=digits", "budget=dense"), published=published)
+    keep(tmp_path, *DENSE, accuracy=95.5)
+    row = Row("dense", DENSE, published=TABLE.rows[2].published)
     table = dataclasses.replace(TABLE, rows=(row, TABLE.rows[2]), as_error=True, seeds=(0,))
-    text = tables.markdown(table, tables.load(table, tmp_path))
+    text = page(tmp_path, table)
     assert "| network | parameters | test error, % | n | published | ours - published |" in text
     assert line("dense", text) == ["dense", "1,000", "4.50", "1", "4.00 (36M) [2]", "+0.50"]
     assert line("theirs", text) == ["theirs", "", "", "", "4.00 (36M) [2]", ""]
@@ -114,36 +106,28 @@ def test_errors_stand_beside_published_errors(tmp_path, keep):
 
 
 def test_the_table_says_on_what_it_was_measured(tmp_path, keep):
-    keep(tmp_path, "+exp=digits", "budget=dense")
-    keep(tmp_path, "+exp=digits", "budget=dense", seed=1, git=Git("0123abc", True))
-    text = tables.markdown(TABLE, cells(tmp_path))
+    keep(tmp_path, *DENSE)
+    keep(tmp_path, *DENSE, seed=1, git=Git("0123abc", True))
     origin = "Runs: 2 on a processor, torch 2.15.0; 1 of a tree with uncommitted changes."
-    assert origin in text
+    assert origin in page(tmp_path)
 
 
 def test_a_missing_metric_is_named(tmp_path, keep):
-    keep(tmp_path, "+exp=digits", "budget=dense")
-    table = dataclasses.replace(TABLE, metric="f1")
+    keep(tmp_path, *DENSE)
     with pytest.raises(ValueError, match="no metric 'f1': it has accuracy"):
-        tables.markdown(table, cells(tmp_path))
+        page(tmp_path, dataclasses.replace(TABLE, metric="f1"))
+
+
+def published_in(days, name, value, millions):
+    return Figure(name, "c10", value, millions, "a poster", None, gpu_days=days)
 
 
 COUNTED = Table(
     name="counted",
     title="A title",
     rows=(
-        Row(
-            "ours",
-            DENSE,
-            published=Figure("x", "c10", 4.0, 36.4, "a poster", None, gpu_days=0.4),
-            section="First",
-        ),
-        Row(
-            "theirs",
-            None,
-            published=Figure("y", "c10", 3.0, 3, "a poster", None, gpu_days=1800),
-            section="First",
-        ),
+        Row("ours", DENSE, published=published_in(0.4, "x", 4.0, 36.4), section="First"),
+        Row("theirs", None, published=published_in(1800, "y", 3.0, 3), section="First"),
         Row("later", SHARED, section="Last", metric="loss"),
     ),
     note="A note.",
@@ -163,68 +147,55 @@ def test_sections_have_grids_of_their_own_with_planned_and_published_counts(tmp_
     assert line("ours", text)[:3] == ["ours", "36.4M", f"{planned_count(*DENSE):,}"]
     assert line("theirs", text) == ["theirs", "3M", "", "", "", "3.00", "", "", "1800"]
     keep(tmp_path, *DENSE)
-    metrics = Metrics({"accuracy": 90.0, "loss": 97.5}, None, None)
-    keep(tmp_path, *SHARED, metrics=metrics)
-    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
+    keep(tmp_path, *SHARED, metrics=Metrics({"accuracy": 90.0, "loss": 97.5}))
+    text = page(tmp_path, COUNTED)
     assert line("ours", text)[2] == "1,000"  # what the run has used
     assert line("later", text)[2].startswith("2.50; ")  # by the row's own metric
 
 
 def test_gpu_days_are_measured_on_a_gpu_alone(tmp_path, keep):
-    words, day = ("+exp=digits", "budget=dense"), 24 * 60 * 60
-    keep(tmp_path, *words, wall_s=7.0 * day)
-    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
-    assert line("ours", text)[-2:] == ["not measured", "0.4"]
+    day = 24 * 60 * 60
+    keep(tmp_path, *DENSE, wall_s=7.0 * day)
+    assert line("ours", page(tmp_path, COUNTED))[-2:] == ["not measured", "0.4"]
     gpu = Hardware("Linux", "a processor", 2, 1, "a GPU", 4)
     # Of four GPUs that the machine has, the first run used one and the second three.
-    keep(tmp_path, *words, seed=1, wall_s=0.2 * day, hardware=gpu)
-    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path))
-    assert line("ours", text)[-2:] == ["0.2", "0.4"]
-    keep_parts(keep, tmp_path / "three", *words, wall_s=0.1 * day, hardware=gpu)
-    text = tables.markdown(COUNTED, tables.load(COUNTED, tmp_path / "three"))
-    assert line("ours", text)[-2:] == ["0.3", "0.4"]
+    keep(tmp_path, *DENSE, seed=1, wall_s=0.2 * day, hardware=gpu)
+    assert line("ours", page(tmp_path, COUNTED))[-2:] == ["0.2", "0.4"]
+    keep_parts(keep, tmp_path / "three", wall_s=0.1 * day, hardware=gpu)
+    assert line("ours", page(tmp_path / "three", COUNTED))[-2:] == ["0.3", "0.4"]
 
 
-def keep_parts(keep, root, *words, **values):
-    """Write the result of a run of 3 processes x 2 parts."""
-    parallel = values.pop("parallel", Parallel(ranks=3, nodes=1, grad_accum_steps=2))
+def keep_parts(keep, root, earlier=(), **values):
+    """Write the result of a dense run of 3 processes x 2 parts."""
     parts = ("trainer.devices=3", "trainer.grad_accum_steps=2")
-    keep(root, *words, *parts, parallel=parallel, **values)
+    keep(root, *DENSE, *parts, parallel=Parallel(3, 1, 2, [*earlier]), **values)
 
 
 def test_runs_in_other_parts_stand_in_a_row_but_are_never_pooled(tmp_path, keep):
-    words = ("+exp=digits", "budget=dense")
-
     def shown():
-        text = tables.markdown(TABLE, cells(tmp_path))
+        text = page(tmp_path)
         return line("dense", text)[2], text
 
-    def metrics(accuracy):
-        return Metrics({"accuracy": accuracy}, None, None)
-
-    mixed = Parallel(3, 1, 2, [{"steps": 5, "ranks": 1, "grad_accum_steps": 1}])
-    keep_parts(keep, tmp_path, *words, metrics=metrics(50.0), parallel=mixed)
+    mixed = {"steps": 5, "ranks": 1, "grad_accum_steps": 1}
+    keep_parts(keep, tmp_path, [mixed], accuracy=50.0)
     unlike = Parallel(3, 1, 1)  # of an old version, which did not hash what it had
-    keep(tmp_path, *words, seed=1, metrics=metrics(50.0), parallel=unlike)
+    keep(tmp_path, *DENSE, seed=1, accuracy=50.0, parallel=unlike)
     assert "processes" not in shown()[1]
-    keep_parts(keep, tmp_path, *words, seed=2, metrics=metrics(80.0))
+    keep_parts(keep, tmp_path, seed=2, accuracy=80.0)
     figure, text = shown()
     assert figure.startswith("80.00") and "1 in 3 processes x 2 parts" in text
-    keep(tmp_path, *words, metrics=metrics(90.0))
+    keep(tmp_path, *DENSE, accuracy=90.0)
     figure, text = shown()
     assert figure.startswith("90.00") and "processes" not in text
 
 
 def test_a_table_can_show_the_epochs_that_were_chosen_on_held_out_data(tmp_path, keep):
-    words = ("+exp=digits", "budget=dense")
-    row = Row("a network", words)
-    table = Table("t", "T", (row,), "note", epoch="selected", seeds=(0, 1))
+    table = Table("t", "T", (Row("a network", DENSE),), "note", epoch="selected", seeds=(0, 1))
     chosen = Metrics({"accuracy": 90.0}, {"accuracy": 95.5}, "val accuracy")
-    keep(tmp_path, *words, seed=0, metrics=chosen)
-    keep(tmp_path, *words, seed=1, accuracy=80.0)
-    text = tables.markdown(table, tables.load(table, tmp_path))
+    keep(tmp_path, *DENSE, seed=0, metrics=chosen)
+    keep(tmp_path, *DENSE, seed=1, accuracy=80.0)
+    text = page(tmp_path, table)
     assert "| 95.50; no epoch chosen: seed 1 | 1 |" in text
     assert "chosen on held-out data" in text and "last epoch" not in text
     assert "by `npas-table t epoch=selected`" in text and "reproduce-table" not in text
-    last = tables.markdown(dataclasses.replace(table, epoch="last"), tables.load(table, tmp_path))
-    assert "| 85.00 ± 7.07 | 2 |" in last
+    assert "| 85.00 ± 7.07 | 2 |" in page(tmp_path, dataclasses.replace(table, epoch="last"))
