@@ -46,7 +46,6 @@ def installed(tmp_path, monkeypatch):
     shutil.copytree(EXAMPLE / "npas_mlp", site / "npas_mlp")
     install(site, ENTRIES)
     monkeypatch.syspath_prepend(site)
-    monkeypatch.chdir(tmp_path)
     return site
 
 

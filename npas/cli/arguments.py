@@ -37,12 +37,11 @@ def parse(arguments: list[str], known: Collection[str], primary: str = "") -> ar
     single = "" if options.multirun else "add -m to run each (a list is written in brackets)"
     if options.multirun and (options.cfg or options.info):
         single = "--cfg and --info show a single job"
-    named = {override.key_or_group: override.input_line for override in parsed}
     exps = [override.input_line for override in parsed if override.key_or_group == "exp"]
     if len(exps) > 1:
         raise ValueError(f"{join(exps, 'and')} name several experiments: keep one, as +exp=NAME")
-    if {"run", "exp"} <= named.keys():
-        raise ValueError(f"{named['exp']} cannot be combined with run=: set keys, as optim.lr=0.1")
+    if exps and any(override.key_or_group == "run" for override in parsed):
+        raise ValueError(f"{exps[0]} cannot be combined with run=: set keys, as optim.lr=0.1")
     options.overrides = [_passed_on(override, single, folders, known) for override in parsed]
     if folders:
         paths = ", ".join(f'"file://{folder}"' for folder in folders)

@@ -86,14 +86,13 @@ def _list(args: Sequence[str]) -> None:
     runs = _select(options["root"], wanted)
     if options["sort"]:
         runs = run_index.order(runs, options["sort"])
+    rows = [{key: getattr(run, key) for key in COLUMNS} for run in runs]
     if options["format"] == "json":
-        app.echo(
-            json.dumps([{key: getattr(run, key) for key in COLUMNS} for run in runs], indent=1)
-        )
+        app.echo(json.dumps(rows, indent=1))
     elif options["format"] == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([COLUMNS, *([getattr(run, key) for key in COLUMNS] for run in runs)])
+        writer.writerows([COLUMNS, *(row.values() for row in rows)])
         app.echo(text.getvalue().rstrip("\n"))
     else:
         _print(runs)
@@ -119,15 +118,13 @@ def _compare(args: Sequence[str]) -> None:
     _side_by_side("config", {key: (ours.get(key), theirs.get(key)) for key in keys})
     last, other = (run.last for run in runs)
     _side_by_side("metrics", {key: (last.get(key), other.get(key)) for key in {**last, **other}})
-    curves = [run_index.curves(run) for run in runs]
-    for name in (name for name in curves[0] if name in curves[1]):
-        steps = sorted(curves[0][name].keys() & curves[1][name].keys())
+    curves, others = map(run_index.curves, runs)
+    for name, values in curves.items():
+        beside = others.get(name, {})
+        steps = sorted(values.keys() & beside.keys())
         chosen = steps[:: -(-len(steps) // POINTS) or 1]
         chosen += steps[-1:] if chosen[-1:] != steps[-1:] else []
-        _side_by_side(
-            f"{name} at",
-            {str(step): (curves[0][name][step], curves[1][name][step]) for step in chosen},
-        )
+        _side_by_side(f"{name} at", {str(step): (values[step], beside[step]) for step in chosen})
 
 
 def _side_by_side(heading: str, pairs: dict[str, tuple[object, object]]) -> None:
@@ -135,12 +132,9 @@ def _side_by_side(heading: str, pairs: dict[str, tuple[object, object]]) -> None
         return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
 
     if pairs:
-        rows = [
-            [heading, "first", "second"],
-            *([key, *map(shown, pair)] for key, pair in pairs.items()),
-        ]
-        app.echo("")
-        for line in columns(rows, right=()):
+        rows = [[heading, "first", "second"]]
+        rows += [[key, *map(shown, pair)] for key, pair in pairs.items()]
+        for line in ["", *columns(rows, right=())]:
             app.echo(line)
 
 

@@ -1,7 +1,6 @@
 """Read the definitions of all tables from tables.yaml, which says how; add a table there."""
 
 import functools
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,7 @@ def table(name: str) -> Table:
         note=data["note"].format(**fields),
         seeds=tuple(data.get("seeds", (0, 1, 2))),
         draw=DRAWN[data["draw"]] if "draw" in data else None,
-        appendix=(lambda cells: [*itertools.chain(*(make(cells) for make in makers))])
-        if makers
-        else None,
+        appendix=lambda cells: [line for make in makers for line in make(cells)],
         **{key: data[key] for key in ALIKE if key in data},
     )
 
@@ -94,14 +91,11 @@ def _filled(value: Any, fields: Mapping[str, Any]) -> Any:
 
 def _rows(entries: Entries, fields: Mapping[str, Any]) -> Iterator[Row]:
     for entry, own in _expand(entries, fields, {}):
-        text = {
-            key: entry.get(key, "").format(**own)
-            for key in ("label", "do", "series", "section", "metric")
-        }
-        overrides = tuple(text["do"].split()) if "do" in entry else None
+        keys = ("label", "do", "series", "section", "metric")
+        text = {key: entry.get(key, "").format(**own) for key in keys}
+        words = text.pop("do").split()
         figure = _figure(entry["published"], own) if "published" in entry else None
-        shown_as = text["series"], figure, text["section"], text["metric"]
-        yield Row(text["label"], overrides, *shown_as)
+        yield Row(overrides=tuple(words) if "do" in entry else None, published=figure, **text)
 
 
 def _figure(where: list[Any], fields: Mapping[str, Any]) -> published.Figure | None:

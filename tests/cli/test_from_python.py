@@ -12,8 +12,7 @@ from npas.reporting import results
 from npas.reporting.compose import compose as compose_own
 
 
-def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_training_calls_back_with_what_it_logs_and_returns_its_result():
     words = [*SMALL, "budget=0.5", "trainer.log_every=2", "data.val_fraction=0.2"]
     records = []
     result = npas.train(words, callbacks=[records.append])
@@ -61,8 +60,7 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result(tmp_path
         ),
     ],
 )
-def test_an_invalid_config_is_a_value_error_of_one_line(config, line, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_an_invalid_config_is_a_value_error_of_one_line(config, line, tmp_path):
     with pytest.raises(ValueError) as error:
         npas.train(config)
     assert line in str(error.value) and "\n" not in str(error.value)
@@ -77,8 +75,7 @@ def test_callbacks_must_be_callable_and_in_this_process():
         npas.train(["trainer.devices=2"], callbacks=[print])
 
 
-def test_a_hydra_application_may_call_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_hydra_application_may_call_it():
     with initialize_config_module("npas.configs", version_base="1.3"):
         result = npas.train([*SMALL, "budget=0.5"])
         assert compose("train", ["seed=3"]).seed == 3

@@ -57,35 +57,30 @@ def cells(make_result):
     return [Cell(TABLE.rows[0], {0: make_result()}), Cell(TABLE.rows[1], shared)]
 
 
-@pytest.fixture
-def kinds(cells):
-    """Return a small plot of each kind."""
-    return {
-        "parameters": lambda stem: plots.against_parameters(TABLE, cells, stem),
-        "groups": lambda stem: plots.groups(grouping(6, 3), stem.parent),
-        "similarity": lambda stem: fold_plots.similarity(SIMILAR[:2], stem, "A title"),
-        "epochs": lambda stem: fold_plots.similarity_over_epochs([(1, SIMILAR)], stem, "A title"),
-        "folded": lambda stem: fold_plots.folded(BLOCKS, stem, "A title"),
-    }
-
-
-KINDS = ("parameters", "groups", "similarity", "epochs", "folded")
-
-
-def test_the_same_data_give_the_same_files(kinds, tmp_path):
-    png, svg = kinds["parameters"](tmp_path / "new" / "plot")
+def test_the_same_data_give_the_same_files(cells, tmp_path):
+    stem = tmp_path / "new" / "plot"
+    png, svg = plots.against_parameters(TABLE, cells, stem)
     first = png.read_bytes(), svg.read_bytes()
     assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
-    assert [png, svg] == [tmp_path / "new" / f"plot.{kind}" for kind in ("png", "svg")]
-    assert kinds["parameters"](tmp_path / "new" / "plot") == [png, svg]
+    assert [png, svg] == [stem.with_suffix(f".{kind}") for kind in ("png", "svg")]
+    assert plots.against_parameters(TABLE, cells, stem) == [png, svg]
     assert (png.read_bytes(), svg.read_bytes()) == first
 
 
+KINDS = {  # a small plot of each
+    "parameters": lambda stem, cells: plots.against_parameters(TABLE, cells, stem),
+    "groups": lambda stem, _: plots.groups(grouping(6, 3), stem.parent),
+    "similarity": lambda stem, _: fold_plots.similarity(SIMILAR[:2], stem, "A title"),
+    "epochs": lambda stem, _: fold_plots.similarity_over_epochs([(1, SIMILAR)], stem, "A title"),
+    "folded": lambda stem, _: fold_plots.folded(BLOCKS, stem, "A title"),
+}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_matplotlib_a_warning_is_all(kind, kinds, tmp_path, monkeypatch, caplog):
+def test_without_matplotlib_a_warning_is_all(kind, cells, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(plots, "available", lambda: False)
     with caplog.at_level(logging.WARNING):
-        assert kinds[kind](tmp_path / "plot") == []
+        assert KINDS[kind](tmp_path / "plot", cells) == []
     assert len(caplog.records) == 1 and "pip install" in caplog.text
     assert not list(tmp_path.iterdir())
 
