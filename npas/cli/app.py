@@ -187,9 +187,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 def explain(error: Exception, command: Command[T], args: Collection[str]) -> str | None:
     """Print and return a user error's message; of other errors, print the traceback."""
-    args = list(args)
-    folder = args[args.index("--config-dir") + 1] if "--config-dir" in args[:-1] else None
-    line = arguments.explain(error, command.keys(), folder)
+    line = arguments.explain(error, command.keys(), arguments.config_dir(args))
     if line is None or os.environ.get("NPAS_DEBUG") == "1" or "hydra.verbose=true" in args:
         traceback.print_exception(error)
     if line is not None:

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -93,6 +93,14 @@ def flags() -> argparse.ArgumentParser:
     parts = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
     add("--info", "-i", nargs="?", const="all", choices=parts, help="print how Hydra composes")
     return parser
+
+
+def config_dir(arguments: Iterable[str]) -> str | None:
+    """Return the folder of --config-dir, None if there is none."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", nargs="?")
+    found: str | None = parser.parse_known_args([*arguments])[0].config_dir
+    return found
 
 
 def _quoted(argument: str) -> str:

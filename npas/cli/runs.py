@@ -154,7 +154,11 @@ def _clean(args: Sequence[str]) -> int:
     if options["yes"] == "false":
         if not sys.stdin.isatty():
             raise ValueError("clean asks on a terminal only: yes=true deletes without asking")
-        if input(f"delete these {len(runs)} folders? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"delete these {len(runs)} folders? [y/N] ").strip().lower()
+        except EOFError:  # Ctrl-D
+            answer = "no"
+        if answer not in ("y", "yes"):
             app.echo("nothing was deleted")
             return 0
     deleted = 0

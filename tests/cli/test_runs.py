@@ -96,9 +96,14 @@ def test_runs_are_deleted_only_when_asked(run, make_run, monkeypatch):
     unsaid = run("npas-runs", "clean", "status=failed")
     assert unsaid.code == 2 and "yes=true" in unsaid.err and failed.exists()
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: "n")
-    assert "nothing was deleted" in run("npas-runs", "clean", "status=failed").out
-    assert failed.exists()
+
+    def ends(question):
+        raise EOFError  # Ctrl-D
+
+    for answer in (lambda question: "n", ends):
+        monkeypatch.setattr("builtins.input", answer)
+        assert "nothing was deleted" in run("npas-runs", "clean", "status=failed", code=0).out
+        assert failed.exists()
     monkeypatch.setattr("builtins.input", lambda question: "y")
     run("npas-runs", "clean", "status=failed", code=0)
     assert kept.exists() and not failed.exists()

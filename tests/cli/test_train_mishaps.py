@@ -177,5 +177,10 @@ def test_ctrl_c_ends_the_program_that_called_the_command(run, monkeypatch):
         time.sleep(10)
 
     monkeypatch.setattr("npas.cli.experiments.check", check)
-    with pytest.raises(KeyboardInterrupt):
-        run("npas-train")
+    # A shell's background jobs ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("npas-train")
+    finally:
+        signal.signal(signal.SIGINT, before)
