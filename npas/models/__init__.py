@@ -127,8 +127,7 @@ def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
 def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
     """Return the convs whose filters can be pruned, and the layers that read each.
 
-    Convs whose output is added to another are not included. Raises ValueError for a family without
-    `filters`.
+    Not those whose output is added to another. Raises ValueError for a family without `filters`.
     """
     list_filters = getattr(family(config.family), "filters", None)
     if list_filters is None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from npas.models import InputSpec, _hub
+from npas.models import InputSpec
 from npas.utils.checks import within
+from npas.utils.files import reason
 
 
 def depth(config: Any, kind: str, step: int, rest: int, most: int = 1000) -> None:
@@ -51,7 +52,7 @@ def takes(model: nn.Module, name: str, spec: InputSpec) -> None:
             copy.deepcopy(model).to(device).eval()(spec.example(device))
             return
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            why = _hub.reason(error)
+            why = reason(error)
     if own.type != "meta":
         size = "x".join(map(str, spec.input_shape))
         raise ValueError(f"model.name={name} cannot take images of {size} ({why}): set task.size")

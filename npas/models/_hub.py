@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from npas.utils.files import reason
+
 # What this process read from the hub: "name@commit" by the requested name.
 COMMITS: dict[str, str] = {}
 # The files with a network's weights: whole, or an index of parts.
@@ -55,11 +57,6 @@ def find_folder(
         f"{key}={name} is not a folder, and {why}: put {required} into a folder, and set"
         f" {key}=FOLDER{fresh}"
     )
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error's message, cut at 200 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @contextmanager

@@ -97,8 +97,7 @@ class Adapt(Matcher):
 class Fovea(torch.autograd.Function):
     """Average the regions of images, BxRxH, with weights softmax(sharp x regions) over R: sxBxH.
 
-    `sharp_sH` are each sentence's factors per channel. The weights, sxBxRxH, are recomputed in
-    backward to save memory.
+    `sharp_sH` are factors per channel. To save memory, backward recomputes the weights, sxBxRxH.
     """
 
     @staticmethod

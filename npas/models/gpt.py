@@ -3,9 +3,8 @@
 LayerNorms come before attention and MLP; the head is tied to the embedding. With 4 blocks of width
 128, 65 tokens and rows of 64 it has 804,096 parameters, positions included.
 
-`loops` repeats the stack of blocks: 1 block with 12 loops is like ALBERT, 3 blocks with 4 loops a
-looped transformer. `iteration_embeddings` adds a learned vector, initialized with zero, before each
-loop.
+`loops` repeats the stack of blocks: 1 block with 12 loops is like ALBERT, 3 with 4 loops a looped
+transformer. Before each loop, `iteration_embeddings` adds a learned vector, initialized with zero.
 
 Dimensions: B rows, L tokens, C channels, H heads of D channels, V tokens of the vocabulary.
 """

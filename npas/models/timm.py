@@ -14,6 +14,7 @@ from torch import nn
 
 from npas.models import InputSpec, _checks
 from npas.utils.checks import Ranged
+from npas.utils.files import reason
 
 
 @dataclass
@@ -51,7 +52,7 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(config.name, pretrained=False, **extra)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason, shape = str(error).strip().partition("\n")[0], "x".join(map(str, spec.input_shape))
-        raise ValueError(f"timm cannot build {config.name} for {shape}: {reason}") from None
+        shape = "x".join(map(str, spec.input_shape))
+        raise ValueError(f"timm cannot build {config.name} for {shape}: {reason(error)}") from None
     _checks.takes(model, config.name, spec)
     return model

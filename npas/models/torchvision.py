@@ -29,9 +29,8 @@ RESNETS = ("resnet", "wide_resnet", "resnext")  # prefixes of their names
 class Config:
     """The `model.*` keys of a torchvision network.
 
-    With `stem: three_convs` a ResNet has three 3x3 convs as its stem, as in the reference code,
-    instead of one 7x7. With `identities` its blocks are initialized as identities (Goyal et al.
-    2017, section 5.1).
+    With `stem: three_convs` a ResNet's stem is three 3x3 convs, as in the reference code, not one
+    7x7. With `identities` blocks are initialized as identities (Goyal et al. 2017, section 5.1).
     """
 
     family: str = "torchvision"
@@ -79,10 +78,10 @@ def build(config: Config, spec: InputSpec) -> nn.Module:
     return model
 
 
-def three_convs(middle: int = 32, out: int = 64) -> nn.Sequential:
+def three_convs() -> nn.Sequential:
     """Build a stem of three 3x3 convs that halves each side; the ResNet's own norm follows it."""
-    convs = [conv3x3(3, middle, 2), conv3x3(middle, middle), conv3x3(middle, out)]
+    convs = [conv3x3(3, 32, 2), conv3x3(32, 32), conv3x3(32, 64)]
     for conv in convs:  # as torchvision initializes the convs of a ResNet
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    between = [[nn.BatchNorm2d(middle), nn.ReLU(inplace=True)] for _ in range(2)]
+    between = [[nn.BatchNorm2d(32), nn.ReLU(inplace=True)] for _ in range(2)]
     return nn.Sequential(convs[0], *between[0], convs[1], *between[1], convs[2])

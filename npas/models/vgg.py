@@ -2,8 +2,7 @@
 
 The thirteen 3x3 convs of the original, each with batch norm and ReLU, in five stages; max pooling
 by 2 after each of the first four, and global average pooling. Of the three fully connected layers
-only the classifier is left; `hidden=512` puts a layer of 512 units with batch norm and ReLU before
-it.
+only the classifier is left, after a layer with batch norm and ReLU of 512 units if `hidden=512`.
 
     hidden 0: 14,728,266 parameters for 10 classes; hidden 512: 14,991,946
 """

@@ -1,8 +1,7 @@
 """The tasks: a module or a package for each family.
 
-A family has `Config`, a dataclass of its `task.*` keys, and `Task`, a subclass of
-`npas.tasks.base.Task`; a package has them in its module `task`. `family("cifar")` returns the
-module.
+A family has `Config`, a dataclass of its `task.*` keys, and `Task`, a `npas.tasks.base.Task`; a
+package has them in its module `task`. `family("cifar")` returns the module.
 """
 
 from typing import Any

@@ -92,7 +92,7 @@ class Learner(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
 
-    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None: ...
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]: ...
 
 
 class Task(abc.ABC):
@@ -165,9 +165,8 @@ class Task(abc.ABC):
     def evaluate(self, model: nn.Module, split: str, rank: int = 0, world: int = 1) -> Metrics:
         """Return the metrics of "val" or "test", in eval mode without gradients, on all ranks.
 
-        The batches and the order of summation do not depend on `world`, so the result is
-        bit-identical for any number of ranks. `model` must not be DDP's wrapper: ranks have
-        different numbers of batches.
+        Batches and order of summation do not depend on `world`: the result is bit-identical for
+        any number of ranks. These have different numbers of batches, so no DDP wrapper is allowed.
         """
 
     @abc.abstractmethod
@@ -229,13 +228,12 @@ class Task(abc.ABC):
     def check_parts(self, size: int, parts: int) -> None:
         """Raise ValueError if a batch cannot be trained as `parts` parts of `size` samples."""
 
-    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
-        """Return the factor of each part's loss, which sum to `world` over all ranks.
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
+        """Return the factor of each part's loss, by default 1 / parts; all ranks must call it.
 
-        None means 1 / parts each. A collective: all ranks must call it. Gradients are averaged
-        over ranks.
+        The factors sum to `world` over all ranks, since gradients are averaged over ranks.
         """
-        return None
+        return [torch.tensor(1 / len(parts))] * len(parts)
 
     def preprocess(self, inputs: Any) -> Any:
         """Convert a batch's inputs, which may be bytes, to what the network takes."""
@@ -259,21 +257,13 @@ def has_examples(task: Task) -> bool:
 
 
 def batches(
-    task: Task,
-    epoch: int,
-    batch_size: int,
-    *,
-    first_step: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-    device: torch.device | None = None,
-) -> Iterator[Batch]:
+    task: Task, epoch: int, batch_size: int, *, first_step: int = 0, rank: int = 0, world: int = 1,
+    workers: int = 0, device: torch.device | None = None,
+) -> Iterator[Batch]:  # fmt: skip
     """Iterate over this rank's share of the epoch's batches on `device`, from `first_step` on.
 
     `device` None leaves them where the data are. With `workers` > 0, as many processes make the
-    same batches in the same order. Raises ValueError if there are workers and the data are on a
-    GPU.
+    same batches in the same order. Raises ValueError for workers if the data are on a GPU.
     """
     steps = range(first_step, task.steps_per_epoch(batch_size))
     check_workers(task, workers)

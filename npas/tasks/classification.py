@@ -193,24 +193,18 @@ class Resident(Classification):
         return found
 
     def collate(self, index_B: Tensor, epoch: int, step: int) -> Batch:
-        labels_B = self.parts["train"].labels[index_B]
-        return Batch(self._augmented(index_B, epoch), labels_B, len(index_B))
-
-    def _augmented(self, index_B: Tensor, epoch: int) -> Tensor:
-        """Return these training images augmented, BxCxHxW: functions of seed, epoch and index."""
-        recipe, size = self.recipe, self.spec.input_shape[-1]
+        train, recipe, size = self.parts["train"], self.recipe, self.spec.input_shape[-1]
 
         def draw(purpose: str, stop: int) -> Tensor:
             return rng.integers(rng.derive_key(self.seed, purpose, epoch), index_B, stop)
 
         top_B, left_B = (draw(f"crop {side}", 2 * recipe.padding + 1) for side in ("top", "left"))
         flip_B = draw("flip", 2 if recipe.flip else 1) == 1
-        images_NHWC = self.parts["train"].images
-        images_BHWC = self._normalized(windows(images_NHWC, index_B, top_B, left_B, flip_B, size))
+        images_BHWC = self._normalized(windows(train.images, index_B, top_B, left_B, flip_B, size))
         if recipe.cutout:
             row_B, column_B = draw("cutout row", size), draw("cutout column", size)
             images_BHWC = cutout(images_BHWC, row_B, column_B, recipe.cutout)
-        return to_nchw(images_BHWC)
+        return Batch(to_nchw(images_BHWC), train.labels[index_B], len(index_B))
 
     def _normalized(self, images_BHWC: Tensor) -> Tensor:
         return (images_BHWC.float() - self.mean_C) / self.std_C
@@ -268,8 +262,7 @@ def windows(
 ) -> Tensor:
     """Gather images by index and crop a size x size window at an offset from each: BxHxWxC.
 
-    `top_B` and `left_B` are offsets in the padded image; where `flip_B` is true the window is
-    mirrored left to right.
+    `top_B` and `left_B` are offsets in the padded image; windows with `flip_B` are mirrored.
     """
     steps = torch.arange(size, device=index_B.device)
     rows_BH = top_B[:, None] + steps

@@ -147,8 +147,7 @@ class Task(tokenization.TextTask):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the cross-entropy of masked tokens plus that of the order, and both accuracies.
 
-        Token losses are averaged per sample first, so that the loss does not depend on how a batch
-        is split over ranks.
+        Token losses are averaged per sample first: the loss does not depend on the number of ranks.
         """
         counted_B5 = _count(model, *batch[:2])
         hidden_B, lost_B, right_B, order_B, in_order_B = counted_B5.unbind(1)

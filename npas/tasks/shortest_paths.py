@@ -6,8 +6,7 @@ to `phases[n]` moves apart, drawn uniformly over lengths: drawn over a maze near
 apart. The metric, after every epoch, is F1 on every band of distances, later ones included.
 Density, distances and the number of grids are choices of this project.
 
-Mazes are drawn in batches on any device; paths are found by breadth-first search from one cell of
-every grid at the same time.
+Mazes are drawn in batches on any device; breadth-first search finds the paths of all at once.
 
 Dimensions: N grids, M of them still to draw, H rows, W columns.
 """

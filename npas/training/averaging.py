@@ -26,9 +26,8 @@ def restoring(model: nn.Module) -> Iterator[None]:
 class AveragedWeights:
     """Average the floating-point tensors of a network's state dict.
 
-    The decay at update t is min(decay, (1 + t) / (10 + t)): the averages of a short training then
-    forget the initial weights. In a shared network, banks and coefficients are averaged, not the
-    weights generated from them.
+    The decay at update t is min(decay, (1 + t) / (10 + t)), so that a short training forgets the
+    initial weights. Banks and coefficients are averaged, not the weights generated from them.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

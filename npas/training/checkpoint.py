@@ -134,7 +134,11 @@ class Checkpoints:
         except BaseException:
             _remove(scratch)
             raise
-        self._prune(best)
+        finished = [path for path in self.folders() if _is_finished(path)]
+        kept = {*finished[-self.keep :], *(p for p in finished if _step_of(p) == best)}
+        for folder in self.folders():
+            if folder not in kept:
+                _remove(folder)
         return final
 
     def newest(self) -> Checkpoint | None:
@@ -176,13 +180,6 @@ class Checkpoints:
         scratch = self.folder / f"step-{step:08d}.tmp-{os.getpid()}"
         _remove(scratch)
         return scratch
-
-    def _prune(self, best: int | None) -> None:
-        finished = [path for path in self.folders() if _is_finished(path)]
-        kept = {*finished[-self.keep :], *(p for p in finished if _step_of(p) == best)}
-        for folder in self.folders():
-            if folder not in kept:
-                _remove(folder)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

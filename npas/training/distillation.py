@@ -1,8 +1,7 @@
 """Distillation from the teacher that `distill.teacher` names.
 
-The teacher is an npas run or `dense`, the run's own network before sharing. It is in eval mode, in
-the run's precision, and sees the same batches as the student; with `distill.cache`, every sample
-only once.
+The teacher is an npas run or `dense`, the run's own network before sharing. In eval mode and the
+run's precision, it sees the student's batches; with `distill.cache`, every sample only once.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Distilled:
                     keep = partial(self.outputs[role].__setitem__, name)
                     modules[name].register_forward_hook(lambda m, a, out, keep=keep: keep(out))
 
-    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor] | None:
+    def part_weights(self, parts: list[Batch], world: int) -> list[Tensor]:
         return self.task.part_weights(parts, world)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -146,8 +145,7 @@ def prepare(experiment: Experiment) -> None:
 def _dense(config: Config, task: Task) -> nn.Module:
     """Build the run's own network before sharing, with its trained weights.
 
-    If some of its weights would be fresh, such as a new head, load the same experiment's finished
-    dense run instead.
+    If some weights, as of a new head, would be fresh, load the experiment's finished dense run.
     """
     sharing = dataclasses.replace(
         config.sharing, groups="single", num_groups=None, templates=None, init=None
@@ -192,7 +190,13 @@ class TeacherCache:
     def __init__(self, config: Config, task: Task, teacher: nn.Module, process: Process) -> None:
         assert config.distill.cache is not None
         self.task, self.process = task, process
-        refuse_changing(task)
+        index_B = torch.arange(min(CHUNK, task.train_size), device=task.device)
+        changes = task.spec.outputs not in OF_EACH or type(task).sampler is not Task.sampler
+        if changes or len({tuple(digests(task.collate(index_B, e, 0))) for e in range(3)}) > 1:
+            raise ValueError(
+                f"distill.cache: the inputs of {task.name} change in every epoch (augmented, masked"
+                " or cut at random): set distill.cache=null, which runs the teacher in every step"
+            )
         cache = Path(config.distill.cache)
         folder = next(p for p in (cache, *cache.absolute().parents) if p.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -266,17 +270,6 @@ class TeacherCache:
         ]
         if not whole or not all(whole):
             raise ValueError(f"{self.path} is damaged (not a finite row per sample): delete it")
-
-
-def refuse_changing(task: Task) -> None:
-    """Raise ValueError if a sample's inputs change from epoch to epoch."""
-    index_B = torch.arange(min(CHUNK, task.train_size), device=task.device)
-    changes = task.spec.outputs not in OF_EACH or type(task).sampler is not Task.sampler
-    if changes or len({tuple(digests(task.collate(index_B, e, 0))) for e in range(3)}) > 1:
-        raise ValueError(
-            f"distill.cache: the inputs of {task.name} change in every epoch (augmented, masked or"
-            " cut at random): set distill.cache=null, which runs the teacher in every step"
-        )
 
 
 def digests(batch: Batch) -> list[bytes]:

@@ -12,9 +12,8 @@ from npas.sharing.api import allocation
 class BudgetCallback(TrainerCallback):
     """Print a shared network's allocation when training starts, and check its budget.
 
-    Raises ValueError if the network is not shared, or has more parameters than its budget allows
-    because modules were added. Warns if the optimizer lacks parameters or decays coefficients, as
-    the Trainer's own optimizer does.
+    Raises ValueError if the network is not shared, or if added modules exceed its budget. Warns if
+    the optimizer lacks parameters or decays coefficients, as the Trainer's own optimizer does.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:

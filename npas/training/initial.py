@@ -1,9 +1,8 @@
 """Initialize a network with trained weights, as `sharing.init=PATH` asks.
 
 The path is an npas run, or dense weights: a `.safetensors` file, or a folder with one or several of
-them, as npas-export and transformers write. A dense network copies them. A shared network copies
-the banks of a run with the same groups and sizes. `sharing.init=fit:PATH` fits a sharing to any
-weights.
+them, as npas-export and transformers write. A dense network copies them, a shared one the banks of
+a run with the same groups and sizes. `sharing.init=fit:PATH` fits a sharing to any weights.
 """
 
 import hashlib
@@ -34,6 +33,7 @@ from npas.training.checkpoint import MANIFEST
 from npas.training.experiment import Experiment, build_network, build_task, check, plan_keywords
 from npas.training.grouping import SEARCH
 from npas.training.state import load_weights, to_resume, trained_checkpoint
+from npas.utils.files import reason
 from npas.utils.json_data import read_json
 
 log = logging.getLogger(__name__)
@@ -155,8 +155,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         try:
             tensors |= safetensors.torch.load_file(file)
         except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{file.name} is not a valid .safetensors file ({reason})") from None
+            why = reason(error)
+            raise ValueError(f"{file.name} is not a valid .safetensors file ({why})") from None
     return tensors
 
 
@@ -164,7 +164,8 @@ def load_into(model: nn.Module, path: Path) -> str:
     """Copy a run's banks, or dense weights into a dense network; return what was done."""
     if not path.exists():
         raise ValueError("there is no such file or folder: name a run, or a .safetensors file")
-    if not _is_run(path):
+    named = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
+    if not named and not any(path.glob("step-*")):  # no run
         return _copy_dense(model, _read_weights(path), path)
     stored = restore(path)
     if pruning.has_masks(stored):
@@ -175,11 +176,6 @@ def load_into(model: nn.Module, path: Path) -> str:
         if install.is_shared(model) and (done := take_over(model, theirs, tensors)):
             return _line(done, *copy_others(model, dense))
     return _copy_dense(model, stored.state_dict(), path)
-
-
-def _is_run(path: Path) -> bool:
-    named = any((path / name).exists() for name in (MANIFEST, "checkpoints", SEARCH))
-    return named or any(path.glob("step-*"))
 
 
 def _copy_dense(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> str:

@@ -109,17 +109,11 @@ class Journal:
                 stored = secrets.token_hex(4)
             progress.wandb_id = progress.wandb_id or stored
             write_whole(file, f"{progress.wandb_id}\n")
-            self.wandb = Wandb(config, run_dir, progress.wandb_id, self._facts())
+            process, plan = self.state.process, self.experiment.allocation
+            facts = {"git": asdict(git_state()), "ranks": process.world, "nodes": process.nodes}
+            facts["parameters"] = None if plan is None else asdict(plan.budget)
+            self.wandb = Wandb(config, run_dir, progress.wandb_id, facts)
         return self
-
-    def _facts(self) -> dict[str, Any]:
-        process, plan = self.state.process, self.experiment.allocation
-        return {
-            "git": asdict(git_state()),
-            "ranks": process.world,
-            "nodes": process.nodes,
-            "parameters": None if plan is None else asdict(plan.budget),
-        }
 
     def report(self, figures: dict[str, float]) -> None:
         """Record figures of the current step in the log, in W&B and on the terminal."""
@@ -138,9 +132,8 @@ class Journal:
         """Record layer similarity matrices at the start and every `sharing.lsm_every` epochs."""
         experiment, progress = self.experiment, self.state.progress
         sharing = experiment.config.sharing
-        if not sharing.lsm_every or sharing.is_structured:
-            return
-        if experiment.allocation is None or experiment.stage != TRAIN:
+        compares = experiment.allocation is not None and experiment.stage == TRAIN
+        if not compares or not sharing.lsm_every or sharing.is_structured:
             return
         if progress.epoch % sharing.lsm_every == 0 or progress.epoch == experiment.epochs:
             groups = [group.to_dict() for group in similarity(experiment.model)]

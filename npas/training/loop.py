@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from npas.sharing.trained.layer_similarity import recurrence_reward
 from npas.tasks.base import Batch, Learner
@@ -114,13 +115,9 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
 
 
 def gradient(
-    task: Learner,
-    network: nn.Module,
-    parts: list[Batch],
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    regularizer: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    task: Learner, network: nn.Module, parts: list[Batch], optimizer: Optimizer,
+    precision: Precision, regularizer: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # fmt: skip
     """Accumulate the gradient of a batch's loss in `.grad`, over its parts and all processes.
 
     Returns whether loss and gradient are finite, sums to log, and the norm of each gradient.
@@ -131,8 +128,7 @@ def gradient(
     sums: dict[str, Tensor] = {}
     finite, size = None, sum(part.size for part in parts)
     world = dist.get_world_size(shared_out.process_group) if shared_out else 1
-    weights = task.part_weights(parts, world) or [torch.tensor(1 / len(parts))] * len(parts)
-    for part, weight in zip(parts, weights, strict=True):
+    for part, weight in zip(parts, task.part_weights(parts, world), strict=True):
         is_last = part is parts[-1]  # its backward averages over the processes
         with shared_out.no_sync() if shared_out and not is_last else nullcontext():
             with precision.autocast():
@@ -159,11 +155,7 @@ def gradient(
 
 
 def update(
-    optimizer: torch.optim.Optimizer,
-    rate: float,
-    precision: Precision,
-    went_wrong: Tensor,
-    norms_N: Tensor,
+    optimizer: Optimizer, rate: float, precision: Precision, went_wrong: Tensor, norms_N: Tensor
 ) -> None:
     """Take an optimizer step, unless `went_wrong` is 1.0 (on the device).
 

@@ -21,9 +21,8 @@ EPS = 1e-8  # of Adamax
 class Adamax(optim.Optimizer):
     """Adamax (Kingma & Ba 2015, arXiv 1412.6980, section 7.1) that can skip a step on the device.
 
-    torch's Adamax has no fused kernel: the loop would have to wait for the device before each step.
-    The loop sets `found_inf` to 1.0 on the device to skip a step. Weight decay is added to the
-    gradient, as in torch's Adamax.
+    torch's has no fused kernel: the loop would have to wait for the device before each step. The
+    loop sets `found_inf` to 1.0 to skip one. Weight decay is added to the gradient, as in torch's.
     """
 
     found_inf: Tensor | None = None
@@ -85,14 +84,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     """
     if config.name == "muon":
         return build_muon(model, config)
-    groups = param_groups(
-        model,
-        config.weight_decay,
-        lr=config.lr,
-        bank_lr=config.bank_lr,
-        coefficient_lr=config.coefficient_lr,
-        decay_norm_bias=config.decay_norm_bias,
-    )
+    keys = ("lr", "bank_lr", "coefficient_lr", "decay_norm_bias")
+    groups = param_groups(model, config.weight_decay, **{key: getattr(config, key) for key in keys})
     for group in groups:
         group["factor"] = group["lr"] / config.lr  # multiplies the schedule's rate
     optimizer: optim.Optimizer

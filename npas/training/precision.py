@@ -1,6 +1,6 @@
 """Precision of a training: fp32, or autocast to bf16 or fp16 (with loss scaling)."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -37,6 +37,4 @@ class Precision:
         return self.scaler.scale(torch.ones((), device=self.device)) >= SMALLEST_SCALE
 
     def autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)

@@ -1,8 +1,7 @@
 """Prune filters during a training, as `pruning.method` asks.
 
 Masks are buffers of the network, so checkpoints contain them and processes share them. The choice
-of filters depends only on weights and on batches outside the training's epochs: a resumed run
-prunes the same ones.
+depends only on weights and on batches of later epochs: a resumed run prunes the same filters.
 """
 
 import itertools

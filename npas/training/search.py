@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from npas import sharing
 from npas.config import GROUPS_FILE, Config, search_epochs
@@ -121,8 +123,7 @@ def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     wanted = [parameters[name] for name in names]
     for i, batch in enumerate(itertools.islice(batches, GRADIENT_BATCHES)):
         half, parts = halves[i % 2], batch.parts(config.trainer.grad_accum_steps)
-        even = [torch.tensor(1 / len(parts))] * len(parts)
-        weights = task.part_weights(parts, process.world) or even
+        weights = task.part_weights(parts, process.world)
         for part, weight in zip(parts, weights, strict=True):
             with precision.autocast():
                 loss, _ = task.loss(model, part)
@@ -145,9 +146,7 @@ def agreements(vectors: list[Tensor]) -> Tensor:
 
     A layer without a gradient agrees with itself only.
     """
-    length = max(map(len, vectors))
-    rows_LN = torch.stack([torch.nn.functional.pad(v, (0, length - len(v))) for v in vectors])
-    rows_LN = torch.nn.functional.normalize(rows_LN.double(), dim=1)
+    rows_LN = F.normalize(pad_sequence(vectors, batch_first=True).double(), dim=1)
     return (rows_LN @ rows_LN.T).fill_diagonal_(1.0)
 
 

@@ -1,7 +1,6 @@
 """Save and restore the complete state of a training, so that a resumed run is bit-identical.
 
-Batches are not part of it: they follow from (seed, epoch, step), and the learning rate from the
-step.
+Batches and the learning rate are not part of it: they follow from seed, epoch and step.
 """
 
 import contextlib
@@ -189,40 +188,31 @@ class TrainState:
                 if "cuda" in rng and self.process.device.type == "cuda":
                     torch.cuda.set_rng_state(rng["cuda"], self.process.device)
                 self.meter.load(meter)
-        self._note_other_parts(found)
-        self._note_other_code(found)
+        self._note_changes(found)
 
-    def _note_other_parts(self, found: Checkpoint) -> None:
-        """Record and warn if the checkpoint had another number of ranks or batch parts."""
-        ours = self.process.world, self.config.trainer.grad_accum_steps
-        theirs = found.state.get("ranks", 1), parts_of(found.state["config"])[1]
-        if ours == theirs:
-            return
-        self.progress.earlier.append(
-            {"steps": self.progress.step, "ranks": theirs[0], "grad_accum_steps": theirs[1]}
-        )
-        log.warning(
-            "the checkpoint is of another number of processes or parts (%d x %d, now %d x %d):"
-            " the resumed run is not bit-identical, and result.json records the change",
-            *theirs,
-            *ours,
-        )
-
-    def _note_other_code(self, found: Checkpoint) -> None:
-        """Record and warn if the checkpoint was written at another commit."""
-        theirs = found.state.get("git")
-        if self.code is None or theirs is None or theirs == self.code:
-            return
-        self.progress.earlier_code.append({"steps": self.progress.step, **theirs})
-        names = (
-            f"{str(code['commit'])[:12]}{' with changes' if code['dirty'] else ''}"
-            for code in (theirs, self.code)
-        )
-        log.warning(
-            "the checkpoint was written by other code (commit %s, now %s): the resumed run may not"
-            " be bit-identical, and result.json records the change",
-            *names,
-        )
+    def _note_changes(self, found: Checkpoint) -> None:
+        """Record and warn if the checkpoint had other ranks or batch parts, or other code."""
+        progress, code, before = self.progress, self.code, found.state.get("git")
+        ranks, parts = self.process.world, self.config.trainer.grad_accum_steps
+        old_ranks, old_parts = found.state.get("ranks", 1), parts_of(found.state["config"])[1]
+        if (ranks, parts) != (old_ranks, old_parts):
+            other = {"ranks": old_ranks, "grad_accum_steps": old_parts}
+            progress.earlier.append({"steps": progress.step, **other})
+            log.warning(
+                f"the checkpoint is of another number of processes or parts ({old_ranks} x"
+                f" {old_parts}, now {ranks} x {parts}): the resumed run is not bit-identical, and"
+                " result.json records the change"
+            )
+        if code is not None and before is not None and before != code:
+            progress.earlier_code.append({"steps": progress.step, **before})
+            old, new = (
+                f"{str(state['commit'])[:12]}{' with changes' if state['dirty'] else ''}"
+                for state in (before, code)
+            )
+            log.warning(
+                f"the checkpoint was written by other code (commit {old}, now {new}): the resumed"
+                " run may not be bit-identical, and result.json records the change"
+            )
 
     @contextlib.contextmanager
     def weights_of(self, step: int) -> Iterator[bool]:

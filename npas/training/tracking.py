@@ -84,9 +84,8 @@ def _begin(config: Config, run_dir: Path, run_id: str, facts: Mapping[str, Any])
     """Start or continue the W&B run of this id, and return it.
 
     Online, a run of the same id is resumed. Offline, each process leaves its part of the run in
-    `wandb/offline-run-*`, and `wandb sync` appends the parts in order. Steps repeated after a kill
-    are in both parts, with the same figures. W&B's "Stop run" sends SIGINT: the run is saved and
-    can be resumed.
+    `wandb/offline-run-*`, and `wandb sync` appends them in order; steps repeated after a kill are
+    in both, with the same figures. W&B's "Stop run" sends SIGINT: the run is saved.
     """
     import wandb
 

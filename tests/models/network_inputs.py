@@ -6,6 +6,10 @@ from npas import models
 from npas.models import Input, InputSpec
 
 WORD, REGION, BOX, KNOWN = 6, 7, 5, 11  # numbers of each, and words that have a number
+SIMNET = [  # its options
+    {}, {"boxes": False}, {"normalize": "regions"}, {"phrase": "attention"}, {"phrase": "gru"},
+    {"embeddings": 3}, {"embeddings": 2, "phrase": "gru"},
+]  # fmt: skip
 
 
 def spec(outputs, word=WORD, region=REGION):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from network_inputs import inputs, spec
+from network_inputs import SIMNET, inputs, spec
 
 import npas
 from npas import models
@@ -12,10 +12,6 @@ from npas.reporting.compose import compose
 IMAGES = InputSpec((3, 16, 16), 10)
 PERCEIVER = {"latents": 6, "channels": 8, "cross_attentions": 2}
 PERCEIVER |= {"blocks": 2, "heads": 2, "bands": 3}
-SIMNET = [
-    {}, {"boxes": False}, {"normalize": "regions"}, {"phrase": "attention"}, {"phrase": "gru"},
-    {"embeddings": 3}, {"embeddings": 2, "phrase": "gru"},
-]  # fmt: skip
 TINY = [
     ("wrn", {"depth": 10, "width": 1, "dropout": 0.5}, IMAGES),
     ("resnet_cifar", {"depth": 8}, IMAGES),

@@ -3,16 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from network_inputs import build, count, inputs
+from network_inputs import SIMNET, build, count, inputs
 from torch.nn import functional as F
 
 import npas
 from npas.models import bag_of_words
-
-WAYS = [
-    {}, {"boxes": False}, {"normalize": "regions"}, {"phrase": "attention"}, {"phrase": "gru"},
-    {"embeddings": 3}, {"embeddings": 2, "phrase": "gru"},
-]  # fmt: skip
 
 
 def make(**keys):
@@ -72,7 +67,7 @@ def naive(model, phrase, regions):
     return scores
 
 
-@pytest.mark.parametrize("keys", WAYS, ids=str)
+@pytest.mark.parametrize("keys", SIMNET, ids=str)
 def test_scores_are_those_of_a_phrase_and_a_region_taken_alone(keys):
     model, given = make(**keys), inputs("regions")
     with torch.no_grad():

@@ -78,14 +78,6 @@ def test_convs_start_he_normal_by_fan_out_and_the_classifiers_bias_at_zero():
 # --- torchvision and timm
 
 
-THREE = {"stem": "three_convs"}
-
-
-def built(family, size=64, classes=7, channels=3, **keys):
-    spec = InputSpec((channels, size, size), classes)
-    return models.build(models.family(family).Config(**keys), spec)
-
-
 @pytest.mark.parametrize(
     ("family", "name", "size"),
     [
@@ -97,12 +89,12 @@ def built(family, size=64, classes=7, channels=3, **keys):
 )
 def test_networks_are_made_for_the_tasks_images_and_classes(family, name, size):
     with torch.device("meta"):
-        model = built(family, size, name=name)
+        model = build(family, 7, (3, size, size), name=name)
         assert model.train()(torch.zeros(2, 3, size, size)).shape == (2, 7)
 
 
 def test_a_stem_of_three_convs_halves_and_starts_as_the_other_convs_do():
-    stem = built("torchvision", name="resnet18", **THREE).conv1
+    stem = build("torchvision", name="resnet18", stem="three_convs").conv1
     convs = [m for m in stem.modules() if isinstance(m, torch.nn.Conv2d)]
     shapes = [(c.in_channels, c.out_channels, c.stride[0]) for c in convs]
     assert shapes == [(3, 32, 2), (32, 32, 1), (32, 64, 1)]
@@ -125,8 +117,7 @@ SMALL = {"latents": 6, "channels": 8, "cross_attentions": 3, "blocks": 2, "heads
 
 def tiny(**keys):
     torch.manual_seed(0)
-    settings = SMALL | keys
-    return perceiver.build(perceiver.Config(**settings), InputSpec((3, 9, 9), 5))
+    return perceiver.build(perceiver.Config(**SMALL | keys), InputSpec((3, 9, 9), 5))
 
 
 def full(share):

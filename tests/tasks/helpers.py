@@ -29,6 +29,16 @@ def one_line(said):
     assert "\n" not in str(error.value)
 
 
+class Call:
+    """A pickle that asks for a call of any function."""
+
+    def __init__(self, function, *given):
+        self.called = function, given
+
+    def __reduce__(self):
+        return self.called
+
+
 def by_ranks(task, model, split, world, patch):
     """Measure as `world` ranks would, one after the other: count first, then add up and answer."""
     counted = []

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cifar_files import write_cifar
+from helpers import Call
 
 from npas.config import DataConfig
 from npas.tasks import cifar
@@ -149,21 +150,16 @@ def test_many_at_once_download_verify_and_unpack_once(ten, make_cifar, tmp_path,
     ten.task(root=str(tmp_path / "new")).setup()  # an archive by hand needs no download
 
 
-class Malicious:
-    def __reduce__(self):
-        return os.mkdir, ("owned",)
-
-
 def test_nothing_is_unpickled_before_its_sum_is_the_published_one(ten, monkeypatch):
     path = ten.folder / "data_batch_1"
-    data = path.read_bytes()
+    data, malicious = path.read_bytes(), pickle.dumps({"data": Call(os.mkdir, "owned")})
     with monkeypatch.context() as patch:
         patch.setattr(cifar, "unpickle", lambda data: pytest.fail("it was unpickled"))
-        for damaged in (data[:-100], pickle.dumps({"data": Malicious()})):
+        for damaged in (data[:-100], malicious):
             path.write_bytes(damaged)
             with pytest.raises(ValueError, match="data_batch_1 is not as published"):
                 ten.task().setup()
-    for damaged in (pickle.dumps({"data": Malicious()}), data[:-100]):
+    for damaged in (malicious, data[:-100]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"data_batch_1 cannot be read \(not a pickle"):
             ten.task(verify="warn").setup()

@@ -25,10 +25,7 @@ def test_the_test_set_is_a_fifth_and_never_another():
 
 
 def test_parts_add_up_are_stratified_and_of_any_seed():
-    task, other = (
-        make("digits", data={"val_fraction": 0.1}),
-        make("digits", seed=1, data={"val_fraction": 0.1}),
-    )
+    task, other = (make("digits", seed=seed, data={"val_fraction": 0.1}) for seed in (0, 1))
     sizes = {name: len(part.labels) for name, part in task.parts.items()}
     assert sizes == {"train": 1295, "val": 143, "test": 359}
     for name, part in task.parts.items():

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import time
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -145,9 +146,11 @@ def test_a_bert_knows_every_word_whole(tmp_path):
 # --- sets on disk
 
 
-def ensure(root, write, **changes):
-    given = {"form": "scan", "difficulty": Difficulty(), "made": Made(), "sizes": {"width": 8}}
-    return dataset.ensure(root, **{**given, **changes}, write=write)
+def ensure(root, write, form="scan", regions=8, **changes):
+    given = {"scenes": Difficulty(), "made": Made(), "region_width": 4, "word_width": 4}
+    config, data = SimpleNamespace(**given | changes), SimpleNamespace(synthetic=None)
+    task = SimpleNamespace(config=config, data=data, source="real", root=root)
+    return dataset.SceneTask.find(task, form, {"regions": regions}, lambda new, *_: write(new))
 
 
 def write_one(folder):
@@ -168,8 +171,8 @@ def test_a_set_is_written_once(tmp_path):
 
 
 def test_whatever_decides_its_bytes_decides_its_name(tmp_path):
-    ways = [{}, {"form": "other"}, {"sizes": {"width": 9}}]
-    ways += [{"difficulty": Difficulty(jitter=0.2)}, {"made": Made(train=3)}]
+    ways = [{}, {"form": "other"}, {"regions": 9}, {"region_width": 5}, {"word_width": 5}]
+    ways += [{"scenes": Difficulty(jitter=0.2)}, {"made": Made(train=3)}]
     assert len({ensure(tmp_path, write_one, **changes) for changes in ways}) == len(ways)
 
 

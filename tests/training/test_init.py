@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import save_file
+from trained import equal
 
 import npas
 from npas.config import ignored, run_dir
@@ -44,10 +45,6 @@ def dense(experiment):
 
 def copied(state):
     return {name: tensor.clone() for name, tensor in state.items()}
-
-
-def equal(one, other):
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def write(path, state):
@@ -218,4 +215,4 @@ def test_a_fitted_run_resumes_to_the_bit(small, tmp_path, monkeypatch):
         patch.setattr(TrainState, "save", save_and_stop)
         run("b")
     again = run("b")
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert equal(whole, again)

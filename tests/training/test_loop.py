@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from trained import log, same
+from trained import equal, log, same
 
 from npas.training import build, loop, train
 from npas.training.meter import Meter
@@ -33,10 +33,6 @@ class Altered:
 
 def weights(model):
     return {name: value.clone() for name, value in model.named_parameters()}
-
-
-def equal(one, other):
-    return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_learns_the_digits(run_small, tmp_path):

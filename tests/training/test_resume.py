@@ -6,9 +6,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import nn
-from trained import log, same
+from trained import equal, log, same
 
 import npas
 from npas.cli.experiments import restore
@@ -60,7 +59,7 @@ def test_resume_is_bit_exact(run_small, interrupt, tmp_path, case):
     assert (outcome.steps, outcome.epochs) == (expected.steps, expected.epochs)
     assert log(tmp_path / "resumed") == log(tmp_path / "straight")
     one, other = saved(tmp_path / "straight"), saved(tmp_path / "resumed")
-    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    assert one.keys() == other.keys() and equal(one, other)
 
 
 def spread_unevenly(model, *rest):

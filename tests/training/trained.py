@@ -33,7 +33,12 @@ def log(folder):
 def same(one, other):
     """Return whether two networks have the same state, to the bit."""
     ours, theirs = one.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    return ours.keys() == theirs.keys() and equal(ours, theirs)
+
+
+def equal(one, other):
+    """Return whether the tensors of `one` are those of `other` by the same names."""
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def leaves_nothing_behind(model, parameter, config, inputs, before):

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from npas.utils.files import reason
+
 
 def _number(name: Any, *flags: Any) -> np.dtype:
     found = np.dtype(name, *flags)
@@ -47,5 +49,4 @@ def unpickle(data: bytes) -> Any:
     try:
         return _Unpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # a malformed pickle can raise nearly anything
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"not a pickle of plain data: {reason}") from error
+        raise ValueError(f"not a pickle of plain data: {reason(error)}") from error

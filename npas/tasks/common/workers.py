@@ -1,9 +1,8 @@
 """Make batches in worker processes: the same batches, in the same order.
 
-Workers are forked for each epoch: they share the data without a copy and start in milliseconds.
-Forking after torch and gloo have started threads is safe here: a worker computes on one thread,
-without other ranks and GPUs, and exits without cleanup. Outside Linux, workers start by the
-platform's default method.
+Workers are forked for each epoch, except outside Linux: they share the data without a copy and
+start in milliseconds. Forking after torch and gloo have started threads is safe here: a worker
+computes on one thread, without other ranks and GPUs, and exits without cleanup.
 
 Workers ignore the signals that stop a run. Each watches a pipe whose other end the main process
 holds, and exits when that is closed or the main process ends.

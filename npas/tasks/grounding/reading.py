@@ -11,8 +11,7 @@ RefCLEF, ReferItGame's expressions (Kazemzadeh et al. 2014) as the refer toolbox
 a phrase, in lower case, without non-ASCII characters. A box is given as left, top, width and
 height, and read as (left, top, left + width, top + height), as CITE does.
 
-What is clipped or skipped is counted in a warning. Dimensions: I images of a split, N phrases, C
-types.
+A warning counts what is clipped or skipped. Dimensions: I images of a split, N phrases, C types.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ numbers of the box's position (8 in old files of ReferIt, none in some; not used
 right and bottom in pixels from 0. Processes must not share an open HDF5 file: it is closed before a
 fork and opened by a process's first read.
 
-All images of a batch have the same number of phrases and regions. If an image has fewer, its own
-are repeated instead of padded, so that batch norms see real data only. Repetitions are neither
-trained on nor counted.
+All images of a batch have the same number of phrases and regions. If one has fewer, its own are
+repeated, so that batch norms see real data only; repetitions are neither trained on nor counted.
 
 Dimensions: B lots, P phrases each, T words per phrase, V numbers per word, R regions, D features
 per region, N phrases and I images of the split.

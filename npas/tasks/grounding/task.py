@@ -5,8 +5,7 @@ epoch. The loss is CITE's (Plummer et al. 2018, arXiv 1711.08389), logistic over
 overlap a phrase's box by at least `task.positive`, and `task.negatives` others for each of these,
 which here depend on the phrase's own regions only. The metrics, in percent over phrases:
 `accuracy`, whether the best scored region overlaps the box by at least 0.5; `oracle`, whether any
-region does; `chance`, the fraction of regions that do. A phrase whose image has no features is
-wrong in all.
+region does; `chance`, the fraction that do. In all, phrases of images without features are wrong.
 """
 
 import functools
@@ -14,9 +13,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +25,7 @@ from npas.tasks.common import word_vectors
 from npas.tasks.common.measure import fill, measuring, over_ranks
 from npas.tasks.common.workers import iterate
 from npas.tasks.grounding import metrics, reading
-from npas.tasks.grounding.reading import Box, Flat, Reading
+from npas.tasks.grounding.reading import Flat, Reading
 from npas.tasks.grounding.regions import Lot, Part, Regions
 from npas.tasks.scenes import dataset, writing
 from npas.tasks.scenes.dataset import Made
@@ -180,8 +178,7 @@ class Task(dataset.SceneTask):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean logistic loss over labelled pairs of a phrase and a region.
 
-        `fits_best` is the percentage of phrases whose best scored region is a positive one, among
-        the phrases that have any.
+        `fits_best` is how many percent of the phrases with positive regions score one of them best.
         """
         labels_BPR = batch.targets["labels"]
         scores_BPR = model(**batch.inputs).float()
@@ -215,14 +212,15 @@ class Task(dataset.SceneTask):
         with measuring(model) as device:
             for number in spread(len(part.flat), count):
                 index = part.flat.image_of(number)
-                boxes = {"truth": _four(part.flat.boxes_N4[number])}
+                boxes: dict[str, Any] = {"truth": tuple(part.flat.boxes_N4[number].tolist())}
                 path, caption, right = part.flat.images[index].path, "no features", False
                 if part.regions.rows_I[index]:
                     batch = part.read([Lot(index, [number])]).to(device)
                     found_BP3, chosen_BP = _compare(model, batch)
                     chosen = int(chosen_BP[0, 0])
                     overlap = float(batch.targets["overlaps"][0, 0, chosen])
-                    boxes["chosen"] = _four(part.regions.read(index, self.regions)[1][chosen])
+                    _, boxes_R4 = part.regions.read(index, self.regions)
+                    boxes["chosen"] = tuple(boxes_R4[chosen].tolist())
                     # Of a tie the first is shown; with NaN scores none is right.
                     right = overlap >= metrics.RIGHT and bool(found_BP3[0, 0, 0] > 0)
                     # Rounded down, so that 0.499 is not shown as 0.50.
@@ -240,8 +238,3 @@ def _compare(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Run the network and compare its scores with the overlaps: see `metrics.compare`."""
     scores_BPR, targets = model(**batch.inputs).float(), batch.targets
     return metrics.compare(scores_BPR, targets["overlaps"], targets["regions"])
-
-
-def _four(box_4: np.ndarray) -> Box:
-    left, top, right, bottom = box_4.tolist()
-    return left, top, right, bottom

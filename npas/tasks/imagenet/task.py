@@ -9,11 +9,10 @@ its workers; in training the next image is used instead.
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -79,13 +78,13 @@ class Task(Classification):
 
     eval_batch = 100  # fills a GPU; one attention map of a Perceiver then takes 10 GB
     top = 5
-    # The folder of each part. The part "val" has its own, or is held out of the training images.
-    splits: Mapping[str, str] = MappingProxyType({"train": "train", "test": "val"})
 
     def prepare(self) -> None:
         config = self.config
         reason = "of which task.held_out training images are held out"
         base.refuse_val_fraction(self.data, "ImageNet", reason)
+        # The folder of each part. Without one, the part "val" is held out of the training images.
+        self.splits = {"train": "train", "test": "val"}
         self.describe(config.classes)
         self.name = "imagenet" if config.classes == CLASSES else f"imagenet{config.classes}"
         is_whole = config.classes == CLASSES and self.source == "real"

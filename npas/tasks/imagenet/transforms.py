@@ -1,8 +1,7 @@
 """Decode, crop and augment images, by torchvision's transforms v2 on tensors of bytes.
 
 PCA noise shifts the colours along the principal components of ImageNet's pixels (Krizhevsky,
-Sutskever & Hinton 2012, section 4.1); the components are those of fb.resnet.torch, for pixels of 0
-to 1.
+Sutskever & Hinton 2012, section 4.1), which are those of fb.resnet.torch, for pixels of 0 to 1.
 
 Dimensions: H x W pixels, C channels.
 """

@@ -3,9 +3,8 @@
 An epoch is `task.steps` batches, functions of seed and step. Rows of shakespeare, bins and text
 start at random positions; those of fineweb are consecutive, in the contest's order: a step takes
 one span of tokens, split over ranks. "test" is all of the source's val split, in rows that do not
-overlap; each token is predicted once, from the tokens before it in its row. For fineweb the last,
-incomplete row is skipped as in the contest. "val" is the last `data.val_fraction` of the training
-split.
+overlap; each token is predicted once, from those before it in its row. For fineweb the last,
+incomplete row is skipped as in the contest. "val" is the last `data.val_fraction` of "train".
 """
 
 import math

@@ -110,8 +110,7 @@ def ranks(similarity_SN: Tensor) -> tuple[Tensor, Tensor]:
 def recalls(folds: Iterable[Tensor]) -> dict[str, float]:
     """Return R@1, R@5 and R@10 in both directions and their mean, in percent, over equal folds.
 
-    `i2t` is from an image to any of its sentences, `t2i` from a sentence to its image. Each fold,
-    SxN, is searched separately.
+    `i2t` is from an image to any of its sentences, `t2i` back. Each fold, SxN, is searched alone.
     """
     found = [ranks(similarity_SN) for similarity_SN in folds]
     figures = {}

@@ -151,12 +151,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def look_up(
-    captions: Sequence[str],
-    vocabulary: Mapping[str, int],
-    rows: Mapping[str, int],
-    table_NV: np.ndarray,
-    most: int,
-) -> Sentences:
+    captions: Sequence[str], vocabulary: Mapping[str, int], rows: Mapping[str, int],
+    table_NV: np.ndarray, most: int,
+) -> Sentences:  # fmt: skip
     """Convert sentences: the first `most` words of each, between start and end."""
     unknown, known = vocabulary[UNKNOWN], rows.keys() | vocabulary.keys()
     rows_UT = np.zeros((len(captions), most + MARKS), np.int32)

@@ -2,11 +2,10 @@
 
 Features stay on disk. The vocabulary of learned words is SCAN's, or built from the training
 sentences; each word also has a fixed vector. Metrics, in percent: R@1, R@5 and R@10, from an image
-to any of its sentences (`i2t`) and from a sentence to its image (`t2i`), and their mean, `mr`, over
-`task.folds` equal parts.
+to any of its sentences (`i2t`) and back (`t2i`), and their mean, `mr`, over `task.folds` parts.
 
-Dimensions: B images of a batch, P sentences of each, S = B x P, R regions, D features of a region,
-F folds, N images of a split.
+Dimensions: B images of a batch, P sentences each, S = B x P, R regions of D features, F folds, N
+images of a split.
 """
 
 from dataclasses import dataclass, field

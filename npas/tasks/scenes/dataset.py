@@ -4,20 +4,18 @@ A dataset is a folder under `data.root` whose name ends in a hash of everything 
 content, so that runs with the same settings share it.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 
 from npas.tasks import base
-from npas.tasks.scenes.world import Difficulty
 from npas.utils import files
 from npas.utils.checks import Ranged
 from npas.utils.files import temporary
@@ -52,7 +50,8 @@ class SceneTask(base.Task):
         """Return the folder of the rendered dataset; `write(folder, counts, seed)` writes it.
 
         That of a synthetic run is small, and deleted with the task; others are under `data.root`.
-        `form` is the file format; it and `sizes` are part of the hash in the folder's name.
+        `form` is the file format; it and `sizes` are part of the hash in the folder's name. A
+        killed process leaves no incomplete dataset. Raises ValueError if it cannot be written.
         """
         config, few, made = self.config, self.data.synthetic, self.config.made
         if self.source == "synthetic":
@@ -60,9 +59,27 @@ class SceneTask(base.Task):
             write(root, {"train": few.train, "val": few.test, "test": few.test}, 0)
             return root
         sizes = {**sizes, "region_width": config.region_width, "word_width": config.word_width}
-        counts = {"train": made.train, "val": made.val, "test": made.test}
-        settings = form, config.scenes, made, sizes
-        return ensure(self.root, *settings, lambda new: write(new, counts, made.seed))
+        settings = [WORLD, form, asdict(config.scenes), asdict(made), sizes]
+        text = json.dumps(settings, sort_keys=True)
+        name = f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        folder, new = self.root / name, self.root / f".{name}.new"
+        if folder.is_dir():
+            return folder
+        try:
+            with files.locked(self.root / f".{name}.lock"):
+                if not folder.is_dir():
+                    shutil.rmtree(new, ignore_errors=True)  # of a killed process
+                    new.mkdir(parents=True)
+                    counts = {"train": made.train, "val": made.val, "test": made.test}
+                    write(new, counts, made.seed)
+                    os.replace(new, folder)
+        except OSError as error:
+            shutil.rmtree(new, ignore_errors=True)
+            raise ValueError(
+                f"{folder} cannot be written ({files.reason(error)}): set data.root to a folder"
+                " with room for rendered scenes"
+            ) from None
+        return folder
 
 
 def refuse_unread(config: Any, keys: Sequence[str]) -> None:
@@ -71,33 +88,3 @@ def refuse_unread(config: Any, keys: Sequence[str]) -> None:
         value = getattr(config, key)
         if config.set == "scenes" and value != getattr(type(config), key):
             raise ValueError(f"task.{key}={value} is not read with task.set=scenes: leave it out")
-
-
-def ensure(
-    root: Path, form: str, difficulty: Difficulty, made: Made, sizes: dict[str, int],
-    write: Callable[[Path], Any],
-) -> Path:  # fmt: skip
-    """Return the folder of a dataset with these settings; `write(folder)` writes it if missing.
-
-    A killed process leaves no incomplete dataset. Raises ValueError if it cannot be written.
-    """
-    settings = [WORLD, form, dataclasses.asdict(difficulty), dataclasses.asdict(made), sizes]
-    text = json.dumps(settings, sort_keys=True)
-    name = f"scenes-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    folder, new = root / name, root / f".{name}.new"
-    if folder.is_dir():
-        return folder
-    try:
-        with files.locked(root / f".{name}.lock"):
-            if not folder.is_dir():
-                shutil.rmtree(new, ignore_errors=True)  # of a killed process
-                new.mkdir(parents=True)
-                write(new)
-                os.replace(new, folder)
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise ValueError(
-            f"{folder} cannot be written ({files.reason(error)}): set data.root to a folder with"
-            " room for rendered scenes"
-        ) from None
-    return folder

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from npas.tasks.scenes.world import COLOURS, TONES, Scene, Thing
+from npas.tasks.scenes.world import COLOURS, TONES, Scene
 
 SLOPE = 15  # change of the background's grey from the middle to an edge
 FINE = 4  # supersampling along each axis
@@ -28,20 +28,16 @@ def render(scene: Scene, noise: float) -> np.ndarray:
         colour = (COLOURS[thing.colour] + rng.normal(0, noise, 3)).astype(np.float32)
         left, top, right, bottom = thing.box
         height, width = bottom - top + 1, right - left + 1
-        dark_HW = _pattern(thing.material, height, width)[..., None]
-        own_HW3 = colour + dark_HW * (_other(thing) - colour)
+        plain = np.array(COLOURS[thing.colour], dtype=np.float32)
+        # The second colour of a pattern is darker, or lighter if the thing is dark.
+        other = plain * 0.35 if plain.mean() > 90 else plain + (255 - plain) * 0.65
+        own_HW3 = colour + _pattern(thing.material, height, width)[..., None] * (other - colour)
         mask_HW = _mask(thing.shape, height, width)[..., None]
         under_HW3 = pixels_HW3[top : bottom + 1, left : right + 1]
         under_HW3 += mask_HW * (own_HW3 - under_HW3)
     grain_HW = rng.standard_normal((scene.height, scene.width), dtype=np.float32)
     pixels_HW3 += np.float32(noise) * grain_HW[..., None]
     return pixels_HW3.clip(0, 255).astype(np.uint8)
-
-
-def _other(thing: Thing) -> np.ndarray:
-    """Return the second colour of a thing's pattern: darker, or lighter if the thing is dark."""
-    colour = np.array(COLOURS[thing.colour], dtype=np.float32)
-    return colour * 0.35 if colour.mean() > 90 else colour + (255 - colour) * 0.65
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

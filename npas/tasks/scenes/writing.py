@@ -214,13 +214,8 @@ def write_bert(folder: Path, width: int) -> None:
         raise ValueError(f"task.word_width={width} must be even, for a BERT with two heads")
     words = [*synthetic_text.SPECIAL, ".", ",", *vocabulary()]
     synthetic_text.write_wordpieces(folder, words)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=2 * width,
-    )
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    config = BertConfig(vocab_size=len(words), hidden_size=width, **shape)
     with torch.random.fork_rng(devices=[]), _hub.quietly():
         torch.manual_seed(width)
         BertModel(config).save_pretrained(folder)

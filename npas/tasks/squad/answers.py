@@ -48,14 +48,9 @@ class Answers:
 
 
 def decode(
-    features: Features,
-    contexts: list[str],
-    start_NL: np.ndarray,
-    end_NL: np.ndarray,
-    *,
-    n_best: int,
-    max_answer: int,
-) -> Iterator[Answers]:
+    features: Features, contexts: list[str], start_NL: np.ndarray, end_NL: np.ndarray, *,
+    n_best: int, max_answer: int,
+) -> Iterator[Answers]:  # fmt: skip
     """Yield the answers to each question, in order; `contexts` are their paragraphs."""
     position_L = np.arange(features.ids_NL.shape[1])
     for question, rows in groupby(range(len(features)), lambda n: int(features.question_N[n])):
@@ -122,9 +117,8 @@ def best_threshold(
 ) -> tuple[float, float]:
     """Return the best mean score in percent, and the lowest threshold on the doubt that gives it.
 
-    Questions with a doubt up to the threshold are answered. `gain_Q` is the score of an answer
-    minus that of none, which is 1 for the `unanswerable` questions. The threshold is 0 if answering
-    no question is best.
+    Questions with a doubt up to the threshold are answered; it is 0 if answering none is best.
+    `gain_Q` is the score of an answer minus that of none, which is 1 if `unanswerable`.
     """
     order_Q = np.argsort(doubt_Q, kind="stable")
     total_Q = unanswerable + np.cumsum(gain_Q[order_Q])

@@ -7,8 +7,7 @@
 `is_impossible` is in 2.0 only, where questions without an answer have an empty list of answers.
 
 A window is [CLS] question [SEP] part of the paragraph [SEP]. The windows of a long paragraph start
-`stride` tokens apart. A token in several windows may start an answer only in the one that has the
-most context around it.
+`stride` tokens apart. A token may start an answer only in the window with the most context of it.
 
 Dimensions: N windows of L tokens, W of a question; a paragraph of T tokens.
 """
@@ -168,15 +167,9 @@ def _answer(question: Question, spans_T2: np.ndarray) -> tuple[int, int] | None:
 
 
 def _windows(
-    index: int,
-    words: Sequence[int],
-    ids_T: np.ndarray,
-    spans_T2: np.ndarray,
-    answer: tuple[int, int] | None,
-    lengths: Lengths,
-    special: Mapping[str, int],
-    training: bool,
-) -> tuple[np.ndarray, ...]:
+    index: int, words: Sequence[int], ids_T: np.ndarray, spans_T2: np.ndarray,
+    answer: tuple[int, int] | None, lengths: Lengths, special: Mapping[str, int], training: bool,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
     """Split one question's paragraph into W windows; return the arrays of `Features`."""
     second, tokens = len(words) + 2, len(ids_T)
     room = lengths.window - second - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import one_line
+from helpers import Call, one_line
 
 from npas.tasks.common import download
 from npas.tasks.common.unpickle import unpickle
@@ -91,16 +91,6 @@ def test_single_numbers_as_python_2_wrote_them_come_through():
         b"U\x08" + raw + b"\x86R."
     )
     assert unpickle(data) == -0.1
-
-
-class Call:
-    """Ask for a call of any function."""
-
-    def __init__(self, function, *given):
-        self.called = function, given
-
-    def __reduce__(self):
-        return self.called
 
 
 SCALAR = np.float64(0).__reduce__()[0]

@@ -146,12 +146,12 @@ WRITERS = {"flickr30k": write_flickr, "referit": write_refclef}
 
 
 def make(root, name="flickr30k", seed=0, **keys):
-    """Return a task on files that lie under `root`, not yet set up."""
+    """Return a task on files that lie under `root`, ready for use."""
     sizes = {"region_width": WIDTH, "word_width": WORD_WIDTH, "regions": 13, "phrases": 5}
     data = {k: keys.pop(k) for k in ("source", "synthetic", "val_fraction", "workers") if k in keys}
     verify = keys.pop("verify", "warn")  # nothing here has as many images as was published
     data, keys = {"verify": verify, **data}, {"set": name, **sizes, **keys}
-    return helpers.make("grounding", root, seed, data, ready=False, **keys)
+    return helpers.make("grounding", root, seed, data, **keys)
 
 
 class Network(nn.Module):

@@ -39,17 +39,9 @@ def ready(roots):
 
     @functools.cache
     def made(name="flickr30k", **keys):
-        task = make(roots[name], name, **keys)
-        task.setup()
-        return task
+        return make(roots[name], name, **keys)
 
     return made
-
-
-def set_up(root, **keys):
-    task = make(root, **keys)
-    task.setup()
-    return task
 
 
 @pytest.mark.parametrize(
@@ -75,7 +67,7 @@ def test_a_set_is_read_whole_and_counted(name, called, phrases, ready, roots):
         assert lines["refs(berkeley).p"].startswith("sha256 ")
     assert task.compared.published is False
     with pytest.raises(ValueError, match=r"images, not .* images\): .*data\.verify=warn"):
-        make(roots[name], name, verify="refuse").setup()
+        make(roots[name], name, verify="refuse")
 
 
 # --- batches
@@ -223,7 +215,7 @@ def test_images_without_features_are_not_trained_on_and_their_phrases_are_wrong(
         with h5py.File(folder / f"{split}_features.h5", "r+") as file:
             for name in names:
                 del file[name]
-    task = set_up(tmp_path)
+    task = make(tmp_path)
     _, train, test = caplog.messages  # first that these are not the published images
     assert "no features of 2 of 9 images (first: 102): they are not trained on" in train
     assert "no features of 1 of 4 images (first: 301)" in test
@@ -248,7 +240,7 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
     folder = write_flickr(tmp_path)
     (folder / "Annotations" / "100.xml").write_text(annotation({}))
     write_features(folder / "test_features.h5", IDS["test"], count=40)
-    task = set_up(tmp_path, regions=7)
+    task = make(tmp_path, regions=7)
     assert len(task.parts["train"].flat.images) == 8 and "9 images" in task.inspect()["train"]
     part = task.parts["test"]  # of many regions the best are read
     assert part.read(part.lots[:1]).targets["regions"].tolist() == [7]
@@ -258,11 +250,11 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
     with pytest.raises(
         ValueError, match=r"val_features\.h5: image 202, 100x60 pixels, has numbers"
     ):
-        set_up(tmp_path).inspect()
+        make(tmp_path).inspect()
     for name in IDS["val"]:
         (folder / "Annotations" / f"{name}.xml").write_text(annotation({}))
     with pytest.raises(ValueError, match="no phrase of val has a box"):
-        make(tmp_path).setup()
+        make(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +268,7 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
 )
 def test_keys_that_do_not_fit_the_files_are_refused(keys, said, roots):
     with one_line(said):
-        make(roots["flickr30k"], **keys).setup()
+        make(roots["flickr30k"], **keys)
 
 
 # --- the rendered world as a set of its own
@@ -285,7 +277,7 @@ def test_keys_that_do_not_fit_the_files_are_refused(keys, said, roots):
 def test_scenes_are_a_set_of_their_own_and_a_network_learns_what_phrases_speak_of(tmp_path):
     keys = {"region_width": 32, "word_width": 16, "max_words": 14, "regions": 20, "phrases": 12}
     made = grounding.Made(train=40, val=1, test=14)
-    task = set_up(tmp_path, name="scenes", made=made, **keys)
+    task = make(tmp_path, name="scenes", made=made, **keys)
     assert task.name == "scenes" and task.source == "real"
     assert task.inspect()["train"].startswith("40 images, 40 of them as files")
     torch.manual_seed(0)

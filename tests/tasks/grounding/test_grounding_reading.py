@@ -16,7 +16,7 @@ from grounding_files import (
     write_flickr,
     write_refclef,
 )
-from helpers import one_line
+from helpers import Call, one_line
 
 from npas.tasks.grounding import reading as of
 from npas.tasks.grounding.reading import Phrase
@@ -161,13 +161,6 @@ def test_odd_entries_are_counted_and_only_they_are_dropped(refclef, caplog):
     assert said == f"referit: 1 {of.CLIPPED}, 2 {of.ODD_BOXES}"
 
 
-class Call:
-    """Ask to call a function when it is loaded."""
-
-    def __reduce__(self):
-        return print, ("called",)
-
-
 XML = annotation()
 NO_XML = r"302\.xml cannot be read "
 NOT_REFER = r"refclef cannot be read \(.*\): unpack"
@@ -179,7 +172,10 @@ DAMAGE = {
     "no split": (put("val.txt", None), r"val\.txt cannot be read \(No such file"),
     # RefCLEF
     "no refs": (put(REFS, None), NOT_REFER),
-    "a function": (put(REFS, pickle.dumps([Call()], 2)), "not a pickle of plain data: it names"),
+    "a function": (
+        put(REFS, pickle.dumps([Call(print, "called")], 2)),
+        "not a pickle of plain data: it names",
+    ),
     "no words": (refs(lambda f: f[3].pop("sentences")), r"\(sentences\)"),
     "None": (refs(lambda f: f[3]["sentences"][0].update(raw=None)), NOT_REFER),
     "other split": (refs(lambda f: f[3].update(split="testA")), r"\(testA\)"),

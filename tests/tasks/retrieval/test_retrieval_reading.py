@@ -8,22 +8,21 @@ import torch
 from helpers import one_line
 from retrieval_files import COUNTS, REGIONS, WIDTH, captions, features, write
 
-from npas.tasks.retrieval import reader as reading
-from npas.tasks.retrieval import reader as words
+from npas.tasks.retrieval import reader
 
 
 @pytest.mark.parametrize("repeated", [False, True])
 def test_an_image_has_its_own_features_and_sentences(tmp_path, repeated):
     folder = write(tmp_path, repeated=repeated)
     for split, count in COUNTS.items():
-        found = reading.read(folder, split, REGIONS, WIDTH)
+        found = reader.read(folder, split, REGIONS, WIDTH)
         assert len(found) == count and found.captions == captions(split)
         index = torch.tensor([count - 1, 0, 2])
         regions = found.features.read(index)
         assert regions.dtype == torch.float32
         assert torch.equal(regions, torch.from_numpy(features(split))[index])
         found.features.check()
-    fewer = reading.read(folder, "train", 2, WIDTH)
+    fewer = reader.read(folder, "train", 2, WIDTH)
     assert fewer.features.read(torch.arange(3)).shape == (3, 2, WIDTH)
     (folder / "train_ims.npy").unlink()
     with pytest.raises(ValueError, match=r"train_ims.npy cannot be read \(No such file"):
@@ -33,11 +32,11 @@ def test_an_image_has_its_own_features_and_sentences(tmp_path, repeated):
 @pytest.mark.parametrize("each", [1, 5])
 def test_names_are_of_images_or_of_sentences(tmp_path, each):
     folder = write(tmp_path)
-    assert reading.read(folder, "dev", REGIONS, WIDTH).names == ["0", "1", "2", "3"]
+    assert reader.read(folder, "dev", REGIONS, WIDTH).names == ["0", "1", "2", "3"]
     names = [f"im{i}" for i in range(4)]
     lines = [name for name in names for _ in range(each)]
     (folder / "dev_ids.txt").write_text("\r\n".join(lines) + "\r\n")
-    assert reading.read(folder, "dev", REGIONS, WIDTH).names == names
+    assert reader.read(folder, "dev", REGIONS, WIDTH).names == names
 
 
 def test_odd_characters_break_no_lines(tmp_path):
@@ -45,7 +44,7 @@ def test_odd_characters_break_no_lines(tmp_path):
     lines = captions("dev")
     lines[3], lines[7] = "a\x85dog\u2028runs\rthere\x0c", ""
     (folder / "dev_caps.txt").write_bytes("\n".join(lines).encode())  # and no break at the end
-    assert reading.read(folder, "dev", REGIONS, WIDTH).captions == lines
+    assert reader.read(folder, "dev", REGIONS, WIDTH).captions == lines
 
 
 def save(array):
@@ -83,8 +82,8 @@ def test_a_bad_file_is_named_with_what_to_do(tmp_path, spoil, said):
     folder = write(tmp_path)
     spoil(folder)
     with one_line(said):
-        reading.read(folder, "dev", REGIONS, WIDTH)
-    assert len(reading.read(folder, "test", REGIONS, WIDTH)) == COUNTS["test"]
+        reader.read(folder, "dev", REGIONS, WIDTH)
+    assert len(reader.read(folder, "test", REGIONS, WIDTH)) == COUNTS["test"]
 
 
 # --- words
@@ -96,7 +95,7 @@ ROWS = {"a": 1, "dog": 2}
 
 def looked_up(said, most=4, numbers=VOCABULARY):
     table = np.concatenate([np.zeros((1, 2)), 1 + np.arange(4).reshape(2, 2)]).astype(np.float32)
-    return words.look_up(said, numbers, ROWS, table, most)
+    return reader.look_up(said, numbers, ROWS, table, most)
 
 
 def test_a_sentence_is_its_words_between_two_marks():
@@ -123,8 +122,8 @@ def test_joined_words_are_numbered_whole_where_they_are_known_so():
         [1, 4, 5, 6, 4, 2, 0],
     ]
     assert looked_up(said, 5).ids_UT.tolist()[0] == [1, 4, 3, 3, 3, 5, 2]
-    found = words.count_words(["T-shirt's"] * 4, {"t-shirt"})
-    assert set(found) - set(words.SPECIAL) == {"'s", "t-shirt"}
+    found = reader.count_words(["T-shirt's"] * 4, {"t-shirt"})
+    assert set(found) - set(reader.SPECIAL) == {"'s", "t-shirt"}
 
 
 def changed(change):
@@ -147,4 +146,4 @@ def test_a_bad_vocabulary_is_named(tmp_path, text, said):
     path = tmp_path / "x_vocab.json"
     path.write_text(text)
     with one_line(said):
-        words.read_vocabulary(path)
+        reader.read_vocabulary(path)
