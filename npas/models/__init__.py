@@ -111,8 +111,7 @@ def build(config: Any, spec: InputSpec, architecture: Mapping[str, Any] | None =
             f" {OUTPUTS[spec.outputs]}: choose another model or another task"
         )
     extra = {} if architecture is None else {"architecture": architecture}
-    network: nn.Module = module.build(config, spec, **extra)
-    return network
+    return module.build(config, spec, **extra)
 
 
 def architecture_of(config: Any, network: nn.Module) -> dict[str, Any] | None:
@@ -132,15 +131,13 @@ def filters_of(config: Any, network: nn.Module) -> dict[str, list[Reader]]:
     list_filters = getattr(family(config.family), "filters", None)
     if list_filters is None:
         raise ValueError(f"model.family={config.family} has no filters that can be pruned")
-    found: dict[str, list[Reader]] = list_filters(network)
-    return found
+    return list_filters(network)
 
 
 def find_family(package: str, kind: str, name: str, helpers: Collection[str] = ()) -> Any:
     """Import a family of a package, or of a plugin, by name; `helpers` are not families.
 
-    Only listed modules are imported, so that a config cannot name any other. Raises ValueError,
-    with similar names, for other names.
+    A config can import no other module: other names raise ValueError, with similar names.
     """
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     own = {module.name for module in found if not module.name.startswith("_")} - set(helpers)

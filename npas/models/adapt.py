@@ -7,8 +7,7 @@ to length 1; a sentence is the mean of its states. The sentence scales and shift
 regions. For each channel, the regions are averaged with weights from a softmax over themselves
 ("fovea"). The similarity is the cosine of the result and the sentence.
 
-The numbers of parameters, with H = `width`, N = `vocab_size`, L = `embedding`, V numbers per word
-vector and D features per region:
+Parameters, with H = `width`, N = `vocab_size`, L = `embedding`, V per word vector, D per region:
 
     regions D x H + H; words N x L; GRU 2 (3 H (V + L + H) + 6 H); scale and shift 2 (H x H + H)
 
@@ -113,8 +112,7 @@ class Fovea(torch.autograd.Function):
         centred_sBRH = images_BRH - mean_sB1H
         grad_sBRH = weights_sBRH * grad_sBH[:, :, None]
         grad_sharp_sH = (grad_sBRH * centred_sBRH * images_BRH).sum((1, 2))
-        grad_images_BRH = (grad_sBRH * (1 + sharp_sH[:, None, None] * centred_sBRH)).sum(0)
-        return grad_images_BRH, grad_sharp_sH
+        return (grad_sBRH * (1 + sharp_sH[:, None, None] * centred_sBRH)).sum(0), grad_sharp_sH
 
 
 def _weights(images_BRH: Tensor, sharp_sH: Tensor) -> Tensor:

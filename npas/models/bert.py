@@ -102,8 +102,7 @@ def build(
     if not bert:
         shape["embedding_size"] = config.embedding
     if architecture is not None:
-        described = kind.config_class.from_dict(dict(architecture), attn_implementation="sdpa")
-        return kind(described)
+        return kind(kind.config_class.from_dict(dict(architecture), attn_implementation="sdpa"))
     if config.pretrained is None or torch.get_default_device().type == "meta":
         return kind(kind.config_class(**shape, attn_implementation="sdpa"))
     return _load(config, config.pretrained, kind, shape.get("num_labels"))
@@ -111,8 +110,7 @@ def build(
 
 def architecture(network: Any) -> dict[str, Any]:
     """Return transformers' config of a network that was built here."""
-    found: dict[str, Any] = json.loads(network.config.to_json_string(use_diff=False))
-    return found
+    return json.loads(network.config.to_json_string(use_diff=False))
 
 
 def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module:
@@ -137,13 +135,6 @@ def _load(config: Config, name: str, kind: Any, labels: int | None) -> nn.Module
         setattr(theirs, key, config.dropout)
     if labels is not None:
         theirs.num_labels = labels
-    network: nn.Module = _hub.load(
-        what,
-        kind,
-        folder,
-        lambda network, key: key.startswith(HEADS),
-        config=theirs,
-        attn_implementation="sdpa",
-        ignore_mismatched_sizes=labels is not None,  # a head for other classes starts fresh
-    )
-    return network
+    how = {"config": theirs, "attn_implementation": "sdpa"}
+    how["ignore_mismatched_sizes"] = labels is not None  # a head for other classes starts fresh
+    return _hub.load(what, kind, folder, lambda network, key: key.startswith(HEADS), **how)

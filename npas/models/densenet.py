@@ -95,21 +95,18 @@ def filters(network: DenseNet) -> dict[str, list[Reader]]:
         layers: list[Any] = [*block.children()]
         if not isinstance(layers[0], Layer):
             continue
-        reads = []  # norm and conv of each layer, and after the block
-        for n, layer in enumerate(layers):
-            name, narrows = f"blocks.{b}.{n}", isinstance(layer.narrow, nn.Sequential)
-            first = f"{name}.narrow" if narrows else f"{name}.grow"
-            reads.append((f"{first}.0", f"{first}.2"))
-            if narrows:
-                found[f"{name}.narrow.2"] = [Reader(f"{name}.grow.0", f"{name}.grow.2")]
-        is_last = b == len(network.blocks) - 1
-        reads.append(
-            ("norm", "classifier") if is_last else (f"blocks.{b + 1}.0", f"blocks.{b + 1}.2")
-        )
+        names = [f"blocks.{b}.{n}" for n in range(len(layers))]
+        first = "grow"
+        if isinstance(layers[0].narrow, nn.Sequential):
+            found |= {f"{n}.narrow.2": [Reader(f"{n}.grow.0", f"{n}.grow.2")] for n in names}
+            first = "narrow"
+        # Norm and conv of each layer, and after the block.
+        reads = [(f"{name}.{first}.0", f"{name}.{first}.2") for name in names]
+        is_last, after = b == len(network.blocks) - 1, f"blocks.{b + 1}"
+        reads.append(("norm", "classifier") if is_last else (f"{after}.0", f"{after}.2"))
         channels = len(network.get_parameter(f"{reads[0][0]}.weight"))
         for n, layer in enumerate(layers):
-            later = [Reader(*read, channels) for read in reads[n + 1 :]]
-            found[f"blocks.{b}.{n}.grow.2"] = later
+            found[f"{names[n]}.grow.2"] = [Reader(*read, channels) for read in reads[n + 1 :]]
             channels += layer.grow[2].out_channels
     return found
 

@@ -1,9 +1,8 @@
 """The Perceiver for images (Jaegle et al., ICML 2021, arXiv 2103.03206).
 
-A few hundred latent vectors read all pixels by cross-attention, followed by blocks of
-self-attention; this is repeated `cross_attentions` times. The mean of the latents is classified. A
-pixel's position is appended as Fourier features of `bands` frequencies per axis, up to the Nyquist
-frequency of an image `resolution` pixels wide.
+A few hundred latent vectors read all pixels by cross-attention, followed by self-attention, both
+`cross_attentions` times. The mean of the latents is classified. A pixel's position is appended as
+Fourier features of `bands` frequencies per axis, up to Nyquist's at `resolution` pixels.
 
 The authors share weights across layers: all cross-attentions but the first have the same weights,
 and so do all stacks of self-attention. `share: cross_layer` does so by calling the same modules.

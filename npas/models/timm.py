@@ -1,7 +1,6 @@
 """Any classification network of timm (Wightman, "PyTorch Image Models"), by name, untrained.
 
-Networks for a fixed image size, such as vision transformers, are built for the task's size. timm is
-an extra: pip install npas[timm].
+Networks of a fixed image size are built for the task's. An extra: pip install npas[timm].
 
     mobilenetv3_small_100: 2,542,856 parameters for 1,000 classes; vit_small_patch16_224: 22,050,664
 """

@@ -8,7 +8,7 @@ Its config.json determines the architecture (`AutoModelForSequenceClassification
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,8 +44,7 @@ def build(
     auto = transformers.AutoModelForSequenceClassification
     if architecture is not None:
         kind = transformers.AutoConfig.for_model(str(architecture["model_type"]))
-        network: Any = auto.from_config(type(kind).from_dict(dict(architecture)))
-        return cast(nn.Module, network)
+        return auto.from_config(type(kind).from_dict(dict(architecture)))
     loads = config.pretrained and torch.get_default_device().type != "meta"
     files = ("config.json", *((*_hub.WHOLE, "model-*.safetensors") if loads else ()))
     needed = _hub.WHOLE if loads else ("config.json",)
@@ -65,7 +64,7 @@ def build(
             **how,
         )
     _check_length(config, network, spec.input_shape[0])
-    return cast(nn.Module, network.train())
+    return network.train()
 
 
 def _check_length(config: Config, network: nn.Module, length: int) -> None:

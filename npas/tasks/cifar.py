@@ -129,8 +129,7 @@ class Task(Resident):
             rows, labels_N = parse(unpickle(data), self.spec.num_classes)
         images_NCHW = torch.from_numpy(rows).view(-1, 3, 32, 32)
         if self.factor > 1:
-            means = F.avg_pool2d(images_NCHW.float(), self.factor)
-            images_NCHW = means.round().to(torch.uint8)
+            images_NCHW = F.avg_pool2d(images_NCHW.float(), self.factor).round().to(torch.uint8)
         return images_NCHW.permute(0, 2, 3, 1).contiguous(), torch.from_numpy(labels_N)
 
 

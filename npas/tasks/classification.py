@@ -49,8 +49,7 @@ class Classification(Task):
         """Return the mean cross-entropy, and 100 times the number of correct predictions."""
         logits_BK = outputs(model, self.preprocess(batch.inputs))[0].float()
         right = (logits_BK.detach().argmax(1) == batch.targets).sum()
-        smoothing = self.label_smoothing
-        loss = F.cross_entropy(logits_BK, batch.targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits_BK, batch.targets, label_smoothing=self.label_smoothing)
         return loss, {"accuracy": 100 * right}
 
     def test_batch(self, part: Any, own: slice) -> Batch:
@@ -246,8 +245,7 @@ def generate_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return synthetic images, NxHxWxC bytes below `levels`, and their labels, N: 0, 1, ..., 0, 1.
 
-    An image is the mean of its class's coarse pattern and noise. `purpose` seeds the noise; the
-    patterns are the same for all purposes.
+    An image is the mean of its class's coarse pattern and noise; `purpose` seeds only the noise.
     """
     labels_N = np.arange(count) % classes
     patterns = np.random.default_rng(classes).random((classes, COARSE, COARSE, channels))

@@ -4,8 +4,7 @@
     prepare(experiment)                   # reads the data; raises user errors here at the latest
     outcome = train(experiment, run_dir)
 
-If groups are learned, `stored_grouping` returns those of an earlier search and `search_groups` runs
-the search. Pass the result to `build`.
+Learned groups are those of `stored_grouping`, or `search_groups` finds them: pass them to `build`.
 """
 
 from npas.training.experiment import Experiment as Experiment

@@ -54,8 +54,7 @@ def gain(rows: int, columns: int) -> float:
 class Muon(optim.Optimizer):
     """Train parameter groups of `kind` "muon" by orthogonalized momentum, the others by AdamW.
 
-    `templates` gives the matrices in each bank. The loop sets `found_inf` to 1.0 on the device to
-    skip a step.
+    `templates` gives the matrices in each bank. `found_inf`, on the device, is 1.0 to skip a step.
     """
 
     found_inf: Tensor | None = None

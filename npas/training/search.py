@@ -106,9 +106,8 @@ def _group(experiment: Experiment, outcome: Outcome) -> Grouping:
 def mean_gradients(experiment: Experiment) -> list[dict[str, Tensor]]:
     """Return each shared layer's weight gradient, summed over two disjoint sets of batches.
 
-    Gradients are computed in training mode, in the run's precision and batch parts, so that they
-    fit into the search's memory. The sets are every other one of `GRADIENT_BATCHES` batches of
-    epochs after the search's. The sums are fp32.
+    Gradients are computed in training mode, in the run's precision and batch parts, which fit the
+    memory; the sums are fp32. The sets alternate over `GRADIENT_BATCHES` batches of later epochs.
     """
     config, task, process = experiment.config, experiment.task, experiment.process
     assert experiment.allocation is not None

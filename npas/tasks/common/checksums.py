@@ -45,8 +45,7 @@ class Comparison:
     ) -> None:  # fmt: skip
         """Record the checksum or count `found` for `name`; compare it with `expected`, if known.
 
-        `proves=False` is for counts. A difference raises ValueError with the remedy or, with
-        `data.verify=warn`, logs a warning once.
+        `proves=False` is for counts. A difference raises ValueError, or is logged once (`warn`).
         """
         self.found[name], self.expected[name] = found, expected
         if expected is None or found == expected:

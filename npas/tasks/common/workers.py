@@ -113,8 +113,7 @@ def _start(watched: Connection, held: Connection, worker: int) -> None:
 def _end_with_main(watched: Connection) -> None:
     """Exit when the pipe closes: at once if the main process has ended, else after `GRACE_S`.
 
-    Torch lets a worker end between two batches. Exiting earlier could leave a lock held that the
-    main process waits for.
+    Torch ends a worker between two batches; exiting earlier could leave a lock held.
     """
     main = os.getppid()
     watched.poll(None)

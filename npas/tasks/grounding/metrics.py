@@ -35,8 +35,7 @@ def _areas(boxes: Tensor) -> Tensor:
 def labels(overlap_PR: Tensor, positive: float, negatives: int, key: int) -> Tensor:
     """Return PxR labels, int8: 1 for positives, -1 for negatives, 0 for pairs not trained on.
 
-    Positives overlap by at least `positive`. For each of them, `negatives` are drawn, seeded by
-    `key`, from the regions that overlap little.
+    Positives overlap by at least `positive`; for each, `key` seeds `negatives` that overlap little.
     """
     fits_PR = overlap_PR >= positive
     wanted_P = negatives * fits_PR.sum(1)

@@ -1,12 +1,8 @@
 """Read images from one folder per class or from WebDataset shards, and pack one into the other.
 
-    imagenet/train/n01440764/n01440764_10026.JPEG            as torchvision's ImageFolder reads them
-    imagenet/val/n01440764/ILSVRC2012_val_00000293.JPEG
-
-    imagenet-shards/train-000000.tar     n01440764/n01440764_10026.cls   the class, such as "0"
-                                         n01440764/n01440764_10026.jpg   the unchanged image file
-    imagenet-shards/classes.json         class names; numbers of images and shards of each split
-    imagenet-shards/.train.npz           index of the images, written on first use
+docs/data.md lists the files. A shard has two members per image: `n01440764/n01440764_10026.cls`,
+the number of the class, and `.jpg`, the unchanged file. `classes.json` has the class names, and the
+numbers of images and shards of each split.
 
 The index is built from the tar headers, and again if a shard's size or time has changed; an image
 is then a single read at an offset. Names are kept in arrays: a million Python strings would be
@@ -169,8 +165,7 @@ def pack(
 ) -> None:
     """Pack splits into shards, in the order of their listings; existing shards are kept.
 
-    Each shard is written atomically. `say` is called with a line of progress per shard. Raises
-    ValueError if `target` holds other shards.
+    Shards are written atomically; `say` gets a line each. Raises ValueError if `target` has others.
     """
     target.mkdir(parents=True, exist_ok=True)
     planned: dict[str, Any] = {"classes": next(iter(folders.values())).classes}

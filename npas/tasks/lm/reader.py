@@ -125,8 +125,7 @@ class Vocabulary:
 def of_pieces(pieces: Sequence[bytes]) -> Vocabulary:
     """Return the vocabulary of tokens with these bytes."""
     none_V = torch.zeros(len(pieces), dtype=torch.bool)
-    lengths_V = torch.tensor([len(piece) for piece in pieces])
-    return Vocabulary(lengths_V, none_V, none_V, tuple(pieces))
+    return Vocabulary(torch.tensor([*map(len, pieces)]), none_V, none_V, tuple(pieces))
 
 
 @functools.cache

@@ -3,8 +3,8 @@
 Losses: each sentence must be more similar to its image than either is to others. Recalls: ties with
 the correct item, and NaN scores, rank before it, so that constant scores find nothing.
 
-Dimensions: B images of a batch, S = B x P sentences, P consecutive ones per image; in evaluation F
-folds, N images of each, S = 5 N sentences.
+Dimensions: B images of a batch with P consecutive sentences each, S = B x P; in evaluation F folds
+of N images, S = 5 N.
 """
 
 from collections.abc import Iterable

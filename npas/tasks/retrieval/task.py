@@ -4,8 +4,7 @@ Features stay on disk. The vocabulary of learned words is SCAN's, or built from 
 sentences; each word also has a fixed vector. Metrics, in percent: R@1, R@5 and R@10, from an image
 to any of its sentences (`i2t`) and back (`t2i`), and their mean, `mr`, over `task.folds` parts.
 
-Dimensions: B images of a batch, P sentences each, S = B x P, R regions of D features, F folds, N
-images of a split.
+Dimensions: B images, P sentences each, S = B x P, R regions of D features, F folds of N images.
 """
 
 from dataclasses import dataclass, field
@@ -252,5 +251,4 @@ class Task(dataset.SceneTask):
 
     def examples(self, model: nn.Module, split: str, count: int) -> list[Shown]:
         similarity_FSN = self._similarity(model, split, 0, 1).cpu()
-        images = self.parts[split].images
-        return metrics.examples(similarity_FSN, images, self.pictures, count)
+        return metrics.examples(similarity_FSN, self.parts[split].images, self.pictures, count)

@@ -134,8 +134,7 @@ def _patches(rng: np.random.Generator, side: int, count: int) -> np.ndarray:
 def views(pixels_HW3: np.ndarray, boxes_R4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the near and the far view of each region: integers in float32, RxV each.
 
-    A view's pixel is the mean over a rectangle of the image's, minus `GREY`; 0 outside the image.
-    Pixels are ordered by row, channel and column.
+    A pixel, in order of row, channel, column, is the mean over a rectangle minus `GREY`; 0 outside.
     """
     height, width = pixels_HW3.shape[:2]
     image_H3W = np.ascontiguousarray(pixels_HW3.transpose(0, 2, 1)).astype(np.float32) - GREY
