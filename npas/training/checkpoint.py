@@ -110,12 +110,9 @@ class Checkpoints:
         self.keep = keep
 
     def save(
-        self,
-        step: int,
-        state: dict[str, Any],
-        tensors: dict[str, dict[str, Tensor]],
+        self, step: int, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]],
         best: int | None = None,
-    ) -> Path:
+    ) -> Path:  # fmt: skip
         """Write a checkpoint of `step`; remove all but the newest ones and that of step `best`."""
         final, scratch = self.path(step), self._scratch(step)
         scratch.mkdir(parents=True)

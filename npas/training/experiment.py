@@ -113,11 +113,9 @@ def to_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def build(
-    config: Config,
-    grouping: Grouping | None = None,
-    task: Task | None = None,
+    config: Config, grouping: Grouping | None = None, task: Task | None = None,
     stored: Mapping[str, Any] | None = None,
-) -> Experiment:
+) -> Experiment:  # fmt: skip
     """Build task, network and allocation from a checked config; reads no data.
 
     If groups are learned and no grouping is given, the experiment is the search. A `task` of an
@@ -136,11 +134,9 @@ def build(
 
 
 def build_network(
-    config: Config,
-    spec: InputSpec,
-    grouping: Grouping | None = None,
+    config: Config, spec: InputSpec, grouping: Grouping | None = None,
     stored: Mapping[str, Any] | None = None,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """Build the network for a task's inputs and share it, for the search if groups are unknown.
 
     It is built on the CPU, so that a seed gives the same weights on every device. `stored`, a

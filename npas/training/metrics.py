@@ -11,6 +11,7 @@ from npas.training.averaging import AveragedWeights
 from npas.training.experiment import Experiment
 from npas.training.meter import Diverged as Diverged
 from npas.training.state import TrainState
+from npas.utils.json_data import finite
 
 Norms = dict[str, dict[str, float | None]]
 
@@ -74,6 +75,5 @@ def norms_at_divergence(state: TrainState) -> Norms:
     weights = torch.stack([p.norm() for _, p in named]).tolist()
     bad_N = state.meter.bad_norms_N if int(state.meter.bad_step) >= 0 else None
     gradients = [math.nan] * len(named) if bad_N is None else bad_N.tolist()
-    pairs = zip(weights, gradients, strict=True)
-    finite = [[norm if math.isfinite(norm) else None for norm in pair] for pair in pairs]
-    return {k: {"weight": w, "gradient": g} for (k, _), (w, g) in zip(named, finite, strict=True)}
+    found = zip(named, weights, gradients, strict=True)
+    return finite({name: {"weight": w, "gradient": g} for (name, _), w, g in found})

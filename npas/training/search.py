@@ -14,7 +14,6 @@ to a given number of groups instead of greedily above a threshold.
 import copy
 import itertools
 import logging
-import math
 import shutil
 import time
 from dataclasses import replace
@@ -153,8 +152,7 @@ def _correlation(one: Tensor, other: Tensor) -> float:
     """Correlate two matrices' entries of all pairs of layers; 0 if one matrix is constant."""
     above = torch.ones_like(one, dtype=torch.bool).triu(diagonal=1)
     pairs = torch.stack([one[above], other[above]])
-    found = float(torch.corrcoef(pairs)[0, 1]) if pairs.shape[1] > 1 else math.nan
-    return found if math.isfinite(found) else 0.0
+    return float(torch.corrcoef(pairs)[0, 1].nan_to_num(0.0)) if pairs.shape[1] > 1 else 0.0
 
 
 def _plain(row: Tensor) -> list[float]:

@@ -92,33 +92,21 @@ def _begin(config: Config, run_dir: Path, run_id: str, facts: Mapping[str, Any])
     # Print errors only. W&B then does not ask for a key either.
     quiet: dict[str, Any] = {"quiet": True, "show_info": False}
     wandb.setup(wandb.Settings(**quiet))
-    settings = wandb.Settings(
-        **quiet,
-        console="off",
-        init_timeout=INIT_S,
-        finish_timeout=FINISH_S,
-        finish_timeout_raises=True,
-    )
+    limits: dict[str, Any] = {"init_timeout": INIT_S, "finish_timeout": FINISH_S}
+    settings = wandb.Settings(**quiet, **limits, finish_timeout_raises=True, console="off")
     if commit := facts["git"]["commit"]:  # else W&B takes the current folder's
         settings.git_commit = commit
         settings.git_root = str(PACKAGE_FOLDER.parent)
     searches = run_dir.name == SEARCH
     mode: Any = mode_of(config)
     run = wandb.init(
-        mode=mode,
-        project=config.wandb.project,
-        entity=config.wandb.entity,
-        group=config.wandb.group or config.exp,
-        job_type=SEARCH if searches else TRAIN,
+        mode=mode, project=config.wandb.project, entity=config.wandb.entity,
+        group=config.wandb.group or config.exp, job_type=SEARCH if searches else TRAIN,
         name=f"{run_dir.parent.name}/{SEARCH}" if searches else run_dir.name,
-        tags=config.wandb.tags,
-        config={**to_dict(config), "facts": facts},
-        dir=run_dir,
-        id=run_id,
-        resume="allow",
-        reinit="create_new",  # do not reuse another run of this process
+        tags=config.wandb.tags, config={**to_dict(config), "facts": facts}, dir=run_dir, id=run_id,
+        resume="allow", reinit="create_new",  # do not reuse another run of this process
         settings=settings,
-    )
+    )  # fmt: skip
     if not run.offline:
         log.info("tracked at %s", run.url)
     return run

@@ -12,16 +12,9 @@ from npas.training.grouping import Grouping
 
 GROUPS = {"stem": "learned0", "a.conv": "learned1", "b.conv": "learned1", "head": "learned0"}
 FOUND = Grouping(
-    method="learned",
-    seed=3,
-    num_groups=2,
-    epochs=2,
-    steps=44,
-    wall_s=1.5,
-    half_agreement=None,
-    groups=GROUPS,
-    vectors={name: [0.1 * i, -1.0, 1e-07] for i, name in enumerate(GROUPS)},
-)
+    method="learned", seed=3, num_groups=2, epochs=2, steps=44, wall_s=1.5, half_agreement=None,
+    groups=GROUPS, vectors={name: [0.1 * i, -1.0, 1e-07] for i, name in enumerate(GROUPS)},
+)  # fmt: skip
 
 
 def test_kmeans_finds_what_lies_together_and_follows_the_seed():

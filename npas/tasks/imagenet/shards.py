@@ -158,11 +158,9 @@ def index_shard(path: Path) -> list[tuple[bytes, int, int, int]]:
 
 
 def pack(
-    folders: dict[str, Folder],
-    target: Path,
-    per_shard: int = PER_SHARD,
+    folders: dict[str, Folder], target: Path, per_shard: int = PER_SHARD,
     say: Callable[[str], None] = lambda line: None,
-) -> None:
+) -> None:  # fmt: skip
     """Pack splits into shards, in the order of their listings; existing shards are kept.
 
     Shards are written atomically; `say` gets a line each. Raises ValueError if `target` has others.

@@ -22,15 +22,9 @@ def sentencepieces(folder):
     """Write ALBERT's form."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([f"the {a}{b} sees {b}{a}" for a in "xyzuvw" for b in "abcdef"]),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=30,
-        pad_id=0,
-        unk_id=1,
-        bos_id=-1,
-        eos_id=-1,
-        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-        minloglevel=2,
-    )
+        model_prefix=str(folder / "spiece"), vocab_size=30, pad_id=0, unk_id=1, bos_id=-1,
+        eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"], minloglevel=2,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

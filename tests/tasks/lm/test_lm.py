@@ -125,15 +125,9 @@ def pieces():
     lines = [" ".join(rng.choice(words, 12)) for _ in range(300)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        vocab_size=420,
-        model_type="bpe",
-        byte_fallback=True,
-        control_symbols=["<pad>"],
-        user_defined_symbols=["<x>"],
-        minloglevel=2,
-    )
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=420, model_type="bpe",
+        byte_fallback=True, control_symbols=["<pad>"], user_defined_symbols=["<x>"], minloglevel=2,
+    )  # fmt: skip
     return model.getvalue()
 
 

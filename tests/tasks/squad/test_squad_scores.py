@@ -16,14 +16,9 @@ from npas.tasks.squad import answers as scores
 
 GOLDEN = json.loads(Path(__file__).with_name("squad_scores.json").read_text(encoding="utf-8"))
 NAMES = {
-    "f1": "f1",
-    "em": "exact",
-    "best_f1": "best_f1",
-    "best_em": "best_exact",
-    "threshold": "best_f1_thresh",
-    "has_answer_f1": "HasAns_f1",
-    "no_answer_f1": "NoAns_f1",
-}
+    "f1": "f1", "em": "exact", "best_f1": "best_f1", "best_em": "best_exact",
+    "threshold": "best_f1_thresh", "has_answer_f1": "HasAns_f1", "no_answer_f1": "NoAns_f1",
+}  # fmt: skip
 
 
 def test_every_pair_scores_as_transformers_says():
