@@ -72,9 +72,10 @@ class Experiment:
 
     def batches(self, epoch: int, first_step: int = 0, workers: int = 0) -> Iterator[Batch]:
         """Iterate over this process's parts of an epoch's batches, on its device."""
-        where = {key: getattr(self.process, key) for key in ("rank", "world", "device")}
-        how = {"first_step": first_step, "workers": workers, **where}
-        return base.batches(self.task, epoch, self.config.batch_size, **how)
+        return base.batches(
+            self.task, epoch, self.config.batch_size, first_step=first_step, workers=workers,
+            rank=self.process.rank, world=self.process.world, device=self.process.device,
+        )  # fmt: skip
 
     def endless_batches(self, epoch: int) -> Iterator[Batch]:
         """Iterate over the batches of an epoch and all later ones."""
@@ -216,8 +217,9 @@ def _share_for_search(config: Config, model: nn.Module) -> nn.Module:
             " shareable layers of the network"
         )
     budget = config.budget if config.cap is None else spell_count(drawn.budget.allowed)
-    keys = ("generator", "include", "exclude", "allocator")
-    how = {key: getattr(settings, key) for key in keys}
-    how |= {key: getattr(settings.search, key) for key in ("softmax", "templates")}
-    plan = plan_search(model, budget, **how)
+    plan = plan_search(
+        model, budget, generator=settings.generator, include=settings.include,
+        exclude=settings.exclude, allocator=settings.allocator, softmax=settings.search.softmax,
+        templates=settings.search.templates,
+    )  # fmt: skip
     return api.apply(model, plan, seed=config.seed, recompute=settings.recompute)

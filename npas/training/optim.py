@@ -84,8 +84,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     """
     if config.name == "muon":
         return build_muon(model, config)
-    keys = ("lr", "bank_lr", "coefficient_lr", "decay_norm_bias")
-    groups = param_groups(model, config.weight_decay, **{key: getattr(config, key) for key in keys})
+    groups = param_groups(
+        model, config.weight_decay, lr=config.lr, bank_lr=config.bank_lr,
+        coefficient_lr=config.coefficient_lr, decay_norm_bias=config.decay_norm_bias,
+    )  # fmt: skip
     for group in groups:
         group["factor"] = group["lr"] / config.lr  # multiplies the schedule's rate
     optimizer: optim.Optimizer
