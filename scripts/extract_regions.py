@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from region_store import Store
 
-from npas.tasks.grounding.region_store import Store
 from npas.utils.files import reason
 
 if TYPE_CHECKING:

@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import split_budget
+import write_keys
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import split_budget  # noqa: E402
-import write_keys  # noqa: E402
 
 
 @pytest.fixture

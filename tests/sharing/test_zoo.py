@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,11 @@ QUICK = ["transformers/MambaForCausalLM", "torchvision/squeezenet1_1"]
 
 @pytest.fixture(scope="module")
 def zoo():
-    """Import the script, and what it imports from beside it."""
-    path = sys.path.copy()
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        spec = importlib.util.spec_from_file_location("zoo_script", SCRIPTS / "zoo.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = path
+    """Import the script by its path: another module of its name is beside this one."""
+    spec = importlib.util.spec_from_file_location("zoo_script", SCRIPTS / "zoo.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -1,9 +1,9 @@
 """The script stores the detector's own proposals and features, each image once."""
 
-import importlib.util
 import urllib.error
 from pathlib import Path
 
+import extract_regions as script
 import h5py
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ from npas.tasks.scenes.world import Difficulty
 from npas.tasks.scenes.writing import write_flickr30k
 from npas.utils import files
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "extract_regions.py"
 WORDS = ("flickr30k", "--weights=none", "--size=64", "--most=6", "--splits=test")
 FOLDER = Path("data/flickr30k_entities")
 TARGET = FOLDER / "test_features.h5"
@@ -27,16 +26,7 @@ IDS = ["3000000000", "3000000001", "3000000002"]
 
 
 @pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("extract_regions", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def detector(script):
+def detector():
     """Build the network once, which takes longest."""
     return script.build(script.parse(WORDS)).eval()
 
@@ -51,14 +41,14 @@ def images():
 
 
 @pytest.fixture
-def extract(script, detector, monkeypatch):
+def extract(detector, monkeypatch):
     """Return a function that runs the script with the network that is there."""
     monkeypatch.setattr(script, "build", lambda _: detector)
     return lambda *words: script.main([*WORDS, *words])
 
 
 @pytest.fixture
-def quickly(extract, script, monkeypatch):
+def quickly(extract, monkeypatch):
     """Return the like, that describes an image by its mean colour."""
     monkeypatch.setattr(
         script.Extractor, "_rows", lambda self, pixels_CHW: pixels_CHW.mean((1, 2))[None]
@@ -141,7 +131,7 @@ def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(e
         np.testing.assert_allclose(rows[:, :1024], head, rtol=1e-3, atol=1e-4)
 
 
-def test_an_interrupted_run_goes_on_and_ends_alike(quickly, script, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on_and_ends_alike(quickly, monkeypatch, capsys):
     assert quickly() == 0
     whole = stored()
     TARGET.unlink()
@@ -214,7 +204,7 @@ def made(monkeypatch):
     return asked
 
 
-def test_weights_are_read_from_a_file_and_invalid_input_is_one_line(script, made, capsys):
+def test_weights_are_read_from_a_file_and_invalid_input_is_one_line(made, capsys):
     state = tiny().state_dict()
     del state["backbone.num_batches_tracked"]  # as where norms were frozen
     torch.save(state, "weights.pth")

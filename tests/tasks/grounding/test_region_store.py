@@ -8,8 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
-from npas.tasks.grounding.region_store import Store
+from region_store import Store
 
 SETTINGS = {"network": "a", "most": 3}
 TARGET = Path("test_features.h5")
