@@ -83,6 +83,7 @@ def test_commands_run_from_another_folder_and_are_the_wheels(scripts):
         assert f"npas-{name}" in run(scripts / f"npas-{name}", "--help")
 
 
+@pytest.mark.slow
 def test_the_example_package_is_installed_and_trains(tmp_path):
     source = tmp_path / "npas_mlp"
     shutil.copytree(ROOT / "examples/npas_mlp", source, ignore=NOT_SOURCE)

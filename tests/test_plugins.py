@@ -73,6 +73,7 @@ def test_a_package_brings_a_network_and_its_experiment(installed, tmp_path, caps
         assert line in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(schemes, "_found", {})
     words = ["+exp=rolled_digits", "budget=0.2", "wandb.mode=disabled", "model.width=32"]

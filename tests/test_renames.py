@@ -11,6 +11,7 @@ from npas.reporting import results
 RESULTS = sorted((Path(__file__).parents[1] / "results" / "runs").glob("*/*/result.json"))
 
 
+@pytest.mark.slow
 def test_every_committed_result_is_read_and_keeps_its_hash_and_folder():
     assert len(RESULTS) > 100
     for path in RESULTS:

@@ -43,6 +43,7 @@ def test_the_page_of_keys_is_what_the_dataclasses_say():
         assert row in text
 
 
+@pytest.mark.slow
 def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
     words = ["+exp=digits", "sharing.groups=type", "budget=0.2"]
 

@@ -149,6 +149,7 @@ def test_help_version_and_config_are_shown_without_running(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_help_and_typos_do_not_wait_for_heavy_imports():
     code = """
 import contextlib, io, sys

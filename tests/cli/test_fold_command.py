@@ -31,6 +31,7 @@ def soft(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_folds_into_loops_and_says_what_it_costs(run, soft):
     answer = run("npas-fold", f"run={soft}", "threshold=0.9", code=0)
     out = soft / "fold-0.9"
@@ -72,6 +73,7 @@ def undrawn(monkeypatch):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_a_threshold_is_chosen_on_held_out_data(run, soft, monkeypatch):
     monkeypatch.setattr(fold, "CANDIDATES", (0.999, 0.9, 0.5))
     answer = run("npas-fold", f"run={soft}", "threshold=auto", "tolerance=5", "out=there", code=0)

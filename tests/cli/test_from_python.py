@@ -55,8 +55,8 @@ def test_a_training_calls_back_with_what_it_logs_and_returns_its_result():
         (["dry_run=true"], "dry_run=true has no result"),
         (["data.root=nowhere", "+exp=wrn_cifar10", "data.download=false"], "nowhere"),
         *(
-            ([f"data.root={__file__}/in", f"+exp={exp}"], f"{__file__} is not a folder")
-            for exp in ("wrn_cifar10", "shakespeare", "ssn_mlm", "adapt_f30k")
+            (f"data.root={__file__}/in +exp={exp}".split(), f"{__file__} is not a folder")
+            for exp in ("wrn_cifar10", "shakespeare", "ssn_mlm model.layers=1", "adapt_f30k")
         ),
     ],
 )

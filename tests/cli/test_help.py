@@ -57,6 +57,7 @@ def test_a_shell_completes_keys_and_names(run, monkeypatch, line, words):
     assert set(run(command, "--shell-completion", "query=bash").out.split()) == words
 
 
+@pytest.mark.slow
 def test_each_command_is_a_module_that_runs(monkeypatch, capsys):
     for path in sorted(Path(cli.__path__[0]).glob("*.py")):
         if "__main__" in path.read_text():

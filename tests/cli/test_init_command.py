@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 from command_line import SMALL
 
 from npas.config import run_dir
@@ -44,6 +45,7 @@ def test_a_run_that_has_begun_needs_the_path_no_more(run, trained, tmp_path):
     run(*arguments, "seed=5", refused="there is no such file or folder")
 
 
+@pytest.mark.slow
 def test_a_plan_says_how_near_a_fit_comes_and_a_run_starts_there(run, trained, tmp_path):
     words = (*SMALL, f"run_root={tmp_path}", "budget=0.5", f"sharing.init=fit:{trained}")
     for batches in (0, 2):

@@ -53,7 +53,7 @@ def test_the_table_shows_layers_counts_and_flops(run):
 
 
 def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
-    words = ("npas-plan", "+exp=wrn_cifar10", "budget=0.1")
+    words = ("npas-plan", "+exp=wrn_cifar10", "model.width=2", "budget=0.1")
     note = "6 of 29 layers have the same weight as another (stages.2.0.conv2.weight = stages.2."
     assert f"note: {note}" in run(*words).out
     for better in ("sharing.low_rank=1", "sharing.generator=hash", "sharing.upsample_templates=2"):

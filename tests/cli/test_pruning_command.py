@@ -17,6 +17,7 @@ PRUNED = (*SMALL, "pruning=hrank", "pruning.amount=0.5", "pruning.batches=1")
 
 
 @pytest.mark.parametrize("budget", ["0.5", "dense"])
+@pytest.mark.slow
 def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(run, budget):
     words = (*PRUNED, f"budget={budget}", "artifact.export=true")
     planned = json.loads(run("npas-plan", *words, "format=json").out)

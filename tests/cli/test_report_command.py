@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_the_committed_results_become_one_file_without_torch():
     code = (
         "import sys; from npas.cli import report; assert report.main(['out=pages/all.html']) == 0;"

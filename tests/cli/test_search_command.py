@@ -28,6 +28,7 @@ def found(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_one_command_searches_and_leaves_groups_their_picture_and_the_result(run, found):
     names = {path.name for path in found.iterdir()}
     assert {"groups.json", "groups.png", "groups.svg", "result.json", "search"} < names

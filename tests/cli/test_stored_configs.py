@@ -58,6 +58,7 @@ def test_an_edited_config_is_a_run_of_its_own_and_one_line_says_so(run, folder, 
 
 
 @pytest.mark.parametrize("name", ["moved/digits/renamed", "elsewhere"])
+@pytest.mark.slow
 def test_a_renamed_run_does_not_begin_again(run, folder, asked, name):
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     own = folder.rename(name)

@@ -58,6 +58,7 @@ def search(run, monkeypatch):
     del store.repo["hydra"]["sweeper"]["search.yaml"]
 
 
+@pytest.mark.slow
 def test_a_search_is_given_the_best_held_out_metric_of_each_job(run, search):
     answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, code=0)
     lines = [line for line in answer.out.splitlines() if line.startswith("done: ")]
@@ -132,6 +133,7 @@ def test_a_job_whose_options_exclude_each_other_is_found_before_the_first_runs(r
     assert not within
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, monkeypatch):
     accuracies = itertools.count(90)
 

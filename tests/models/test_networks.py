@@ -126,6 +126,7 @@ def full(share):
 
 
 @pytest.mark.parametrize("share", ["none", "cross_layer"])
+@pytest.mark.slow
 def test_flops_are_the_published_ones(share):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         assert full(share)(SPEC.example("meta")).shape == (1, 1000)

@@ -46,6 +46,7 @@ def is_as_committed(name):
 
 
 @pytest.mark.parametrize("name", [name for name in definitions.names() if name != "hrank"])
+@pytest.mark.slow
 def test_a_committed_table_is_what_the_committed_results_give(name):
     is_as_committed(name)
 
@@ -87,6 +88,7 @@ def test_the_shared_bert_starts_where_its_pre_training_ends():
     assert init == str(run_dir(compose(*header_words("ssn_mlm"))))
 
 
+@pytest.mark.slow
 def test_pruned_networks_are_no_larger_than_hranks():
     is_as_committed("hrank")  # by the same counts, which take seconds
     rows = definitions.table("hrank").rows

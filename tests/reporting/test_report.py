@@ -55,6 +55,7 @@ def page(text):
     return Reader(text)
 
 
+@pytest.mark.slow
 def test_every_committed_table_and_picture_is_there_with_its_command(page):
     root = results_root()
     headings = {own for _, _, own in page.all(HEADING.pattern)}

@@ -67,6 +67,7 @@ def asked():
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_missing_runs_are_made_kept_and_tabled(script, prepare, capfd):
     for seed in (0, 1):
         prepare("dense", seed, accuracy=98.0)

@@ -236,6 +236,7 @@ def test_layers_of_one_dimension_the_meta_device_and_large_weights():
         assert 0 < npas.weight_errors(large, state).all < 0.3
 
 
+@pytest.mark.slow
 def test_dtypes_compilers_and_files(tmp_path):
     model = by_codebook()
     expected = model(X)
@@ -334,6 +335,7 @@ def test_cells_have_equal_mass_and_values_of_more_weight_smaller_errors():
     assert (errors[1] * weight[:, 0]).mean() < 0.7 * (errors[0] * weight[:, 0]).mean()
 
 
+@pytest.mark.slow
 def test_the_length_of_rows_is_near_the_best_one():
     values = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
     for budget in (0.15, 0.3, 0.55):

@@ -41,6 +41,7 @@ def assert_same(model, other, rtol=1e-4):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=rtol, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_one_graph_without_breaks_serves_every_step():
     """The backend compiles nothing here: what Dynamo captures is the promise."""
     eager, compiled = mlp(), mlp()

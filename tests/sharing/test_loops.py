@@ -69,6 +69,7 @@ def test_loops_within_what_loops():
     torch.testing.assert_close(row(x), before)
 
 
+@pytest.mark.slow
 def test_loops_compile_and_export():
     model = looped()
     before = outputs(model)

@@ -68,6 +68,7 @@ def test_same_seed_same_network_other_seed_another():
     assert not torch.equal(states[0]["npas_bank_0"], states[2]["npas_bank_0"])
 
 
+@pytest.mark.slow
 def test_dense_weights_are_freed_while_sharing_and_held_ones_reported(tmp_path, monkeypatch):
     """No reference cycle and no name may hold them: a large network's memory counts once."""
     images = torch.randn(2, *ZOO[0].batch()[0].shape[1:])

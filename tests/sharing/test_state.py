@@ -63,6 +63,7 @@ def test_a_state_dict_of_another_sharing_is_refused():
     grouped(4).load_state_dict(dict(state))  # without metadata nothing tells
 
 
+@pytest.mark.slow
 def test_a_state_dict_loads_whatever_the_dense_networks_held():
     def build(seed, large=None):
         torch.manual_seed(seed)

@@ -123,6 +123,7 @@ def test_a_teacher_of_another_task_is_one_line(small, monkeypatch):
             prepare(build(small(distill={"teacher": "other"})))
 
 
+@pytest.mark.slow
 def test_dense_is_the_network_before_sharing_or_its_own_run_where_that_has_a_fresh_head(
     run_small, small, tmp_path
 ):

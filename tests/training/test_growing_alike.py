@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from trained import log, same
 
@@ -30,6 +31,7 @@ def mean_similarity(model):
     return sum(found.matrix_LL.mean().item() for found in similarity(model)) / 2
 
 
+@pytest.mark.slow
 def test_layers_grow_alike_and_what_is_logged_changes_nothing(run_small, tmp_path):
     without, one = run_small("without", **soft())
     with_it, _ = run_small("with", **soft(recurrence_weight=30.0))
@@ -66,6 +68,7 @@ def test_the_gradient_is_the_losses_less_the_rewards(small):
         torch.testing.assert_close(regularized[name], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_log_and_history(run_small, interrupt, tmp_path):
     case = {"epochs": 3, **soft(lsm_every=2, recurrence_weight=0.1)}
     _, straight = run_small("straight", **case)

@@ -196,6 +196,7 @@ def test_a_step_does_not_wait_for_the_device(small, monkeypatch):
     steps.take(1, batch)
 
 
+@pytest.mark.slow
 def test_compiling_leaves_the_names_alone(run_small, small):
     with torch.compiler.set_stance("force_eager"):
         compiled, _ = run_small("compiled", compile=True, epochs=1)

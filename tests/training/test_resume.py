@@ -109,6 +109,7 @@ def test_a_best_epoch_that_is_lost_ends_no_run(run_small, interrupt, tmp_path, c
     assert "the best epoch cannot be measured on the test set" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_named_checkpoint_and_then_from_its_own(
     run_small, interrupt, tmp_path, caplog
 ):

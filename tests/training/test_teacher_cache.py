@@ -43,6 +43,7 @@ def taught(small, run_small, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_each_sample_is_asked_for_once_and_the_next_run_asks_for_none(unmoved, taught, tmp_path):
     plain, _, asked = taught("plain", distill={"cache": None})
     first, _, once = taught("first")

@@ -100,6 +100,7 @@ def pooled(stage_1CHW, box, scale):
     return found.mean((2, 3))[0]
 
 
+@pytest.mark.slow
 def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(extract, detector):
     assert extract() == 0
     listed = reading.read("flickr30k", Path("data"))["test"].images
