@@ -21,21 +21,15 @@ def test_it_is_small_and_keeps_what_jupyter_showed():
     assert all(output["output_type"] in ("execute_result", "display_data") for output in outputs)
 
 
-# Of ten seeds the worst has 95.6% after ten epochs, 20.3% after two; chance has 10%.
-@pytest.mark.parametrize(
-    ("epochs", "least"), [(2, 14), pytest.param(10, 80, marks=pytest.mark.slow)]
-)
-def test_its_cells_train_three_budgets(monkeypatch, epochs, least):
+@pytest.mark.slow
+def test_its_cells_train_three_budgets(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     names = {}
     for cell in cells():
         exec("".join(cell["source"]), names)
-        if "def accuracy_of" in "".join(cell["source"]):
-            assert names["accuracy_of"].__defaults__ == (10,)
-            names["accuracy_of"].__defaults__ = (epochs,)
     results, dense = names["results"], names["dense"]
     assert list(results) == ["dense", "10%", "25%", "50%"]
     for name, (parameters, accuracy) in results.items():
         allowed = dense if name == "dense" else int(dense * int(name[:-1]) / 100)
-        assert parameters <= allowed and accuracy > least
+        assert parameters <= allowed and accuracy > 80  # of ten seeds the worst has 95.6%
     assert names["figure"].axes[0].get_ylabel() == "test accuracy, %"

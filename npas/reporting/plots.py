@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COLOURS = 10  # of lines, before they repeat
+LONG = 6  # series: a longer legend would cover the lines, and stands beside them
 VECTORS = {  # what was clustered, by method
     "learned": "what the layers mix by (coefficients or embeddings)",
     "gradient": "how the layers' gradients agree with the others'",
@@ -92,7 +93,7 @@ def against_parameters(
         titled = figure.suptitle if with_bytes else all_axes[0].set_title
         titled(table.title, fontsize="medium")
 
-    has_long_legend = len(next(iter(panels.values()))) > COLOURS
+    has_long_legend = len(next(iter(panels.values()))) > LONG
     width = (11.0 if with_bytes else 6.4) + 3.0 * has_long_legend
     return draw(stem, table.name, (width, 4.2), paint)
 
@@ -140,10 +141,10 @@ def paint_panel(axes: Any, points: Points, name: str, *, has_legend: bool = True
         axes.set_xscale("log")
         axes.set_xlabel(name)
     if has_legend and (crosses or not is_single):
-        if len(points) > COLOURS:  # would cover the lines
+        if len(points) > LONG:
             axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
         else:
-            axes.legend(fontsize="small" if len(points) > 6 else None)
+            axes.legend()
     axes.grid(alpha=0.3)
 
 
