@@ -96,10 +96,17 @@ def flags() -> argparse.ArgumentParser:
 
 
 def config_dir(arguments: Iterable[str]) -> str | None:
-    """Return the folder of --config-dir, None if there is none."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd", nargs="?")
-    found: str | None = parser.parse_known_args([*arguments])[0].config_dir
+    """Return the folder of --config-dir, None if there is none or a flag is invalid."""
+
+    def fail(message: str) -> NoReturn:
+        raise ValueError(message)
+
+    parser = flags()
+    parser.error = fail  # type: ignore[method-assign]
+    try:
+        found: str | None = parser.parse_intermixed_args([*arguments]).config_dir
+    except ValueError:  # which is what is explained
+        return None
     return found
 
 

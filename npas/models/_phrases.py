@@ -1,6 +1,7 @@
 """Pool the word vectors of phrases or sentences, without synchronizing with the device.
 
-Words are WxTxV: W texts of T words with V numbers, zeros after a text's length, W, at least 1.
+Words are WxTxV: W texts of T words with V numbers, zeros after a text's length. Lengths, W, are at
+least 1.
 """
 
 import torch

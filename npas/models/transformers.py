@@ -1,7 +1,8 @@
 """Any text classification network of transformers, from a folder or the Hugging Face hub.
 
 Its config.json determines the architecture (`AutoModelForSequenceClassification`). With
-`model.pretrained=true` its weights are loaded, but no head for other classes. Its code is not run.
+`model.pretrained=true` its weights are loaded; a head for other classes is initialized randomly. No
+code of a repository is run.
 
     distilbert-base-uncased: 66,955,010 parameters for 2 classes; roberta-base: 124,647,170
 """

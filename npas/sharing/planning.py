@@ -140,8 +140,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             " budget, without templates, or leave generator out"
         )
     low_rank, trains = options["low_rank"], options["train_coefficients"]
-    if low_rank < 0:
-        raise ValueError(f"low_rank={low_rank} is out of range: give a rank, or 0 for none")
     if not trains and generator != "wavg":
         raise ValueError(
             f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
@@ -171,7 +169,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_types(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for options of another type, and for a seed of more than 64 bits."""
+    """Raise ValueError for options of another type, a negative rank and a seed over 64 bits."""
     none, integers = type(None), ("seed", "max_templates", "upsample_templates", "low_rank")
     for option, kinds, what in (
         *((name, Integral, "an integer") for name in integers),
@@ -182,6 +180,8 @@ def check_types(options: Mapping[str, Any]) -> None:
         ("groups", (str, Mapping), "a name or a mapping of patterns to groups"),
     ):
         require(option, options[option], kinds, what)
+    if (rank := options["low_rank"]) < 0:
+        raise ValueError(f"low_rank={rank} is out of range: give a rank, or 0 for none")
     if not -(2**63) <= options["seed"] < 2**63:
         raise ValueError(f"seed={options['seed']} must fit in 64 bits")
 
@@ -275,7 +275,7 @@ def fit_inside(
     roots = activations.roots(model, layers, batches) if batches else None
     with usual_defaults():
         return fitting.fit(
-            layers, request, count_parameters(model), roots, chosen, options["low_rank"]
+            layers, request, count_parameters(model), roots, chosen, int(options["low_rank"])
         )
 
 

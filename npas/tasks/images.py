@@ -20,7 +20,8 @@ SYNTHETIC_CLASSES = 10
 class Config(imagenet.Config):
     """The `task.*` keys of own images.
 
-    `classes=0` counts the class folders. A run stores their names, in the order of its classes.
+    `classes=0` counts the class folders. A run stores their names as `class_names`: class i of the
+    network is the i-th name.
     """
 
     family: str = "images"

@@ -109,6 +109,7 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
         ("+exp=exp/mine.yaml", "(a file of your own is DIR/exp/mine.yaml, with --config-dir DIR)"),
         ("--config-dir conf/exp +exp=mine", "own is conf/exp/exp/mine.yaml, with --config-dir"),
         ("--config-dir=conf/exp +exp=mine", "own is conf/exp/exp/mine.yaml, with --config-dir"),
+        ("-c job +exp=mine", "(a file of your own is DIR/exp/mine.yaml, with --config-dir DIR)"),
         ("+exp=mine -cd conf/exp", "own is conf/exp/exp/mine.yaml, with --config-dir"),
         ("seed=1 --config-dir conf +exp=bare", f"the file chosen as +exp=: {FIRST_LINE}"),
         ("--config-dir conf +exp=blank", f"the file chosen as +exp=: {FIRST_LINE}"),

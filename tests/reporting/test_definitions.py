@@ -63,7 +63,8 @@ def test_committed_results_came_from_finished_runs_of_the_real_data():
 def header_words(exp):
     """Return the words of an experiment's own command, without what its reader has to fill in."""
     text = (REPOSITORY / "configs" / "exp" / f"{exp}.yaml").read_text(encoding="utf-8")
-    words = re.search("^# Command: npas-train (.*)$", text, re.MULTILINE)[1].split()
+    (command,) = re.findall("^# Command: npas-train (.*)$", text, re.MULTILINE)
+    words = command.split()
     return [word for word in words if not re.search(r"=[A-Z]+$", word)]
 
 

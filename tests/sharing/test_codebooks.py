@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import npas
 from npas.sharing import price
 from npas.sharing.compression.quantize import decode, encode
+from npas.sharing.trained.activations import Root
 from npas.sharing.trained.codebooks import quantize, row_length, tree
+from npas.sharing.trained.corrections import nearest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*look fresh")  # random weights stand for trained
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
@@ -52,7 +55,7 @@ def test_weights_are_signed_rows_of_the_bank(budget):
 def test_corrections_start_nearest_to_the_codebooks_error(rank, tmp_path):
     dense = drawn(make=Blocks)
     trained = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    model = npas.share(copy.deepcopy(dense), 0.7, init="fit", low_rank=rank)
+    model = npas.share(copy.deepcopy(dense), 0.7, init="fit", low_rank=np.int64(rank))
     plan, weights = npas.allocation(model), naive(model)
     assert plan.budget.used == plan.budget.allowed
     assert plan.split["low_rank"] == sum(layer.correction for layer in plan.layers) > 0
@@ -69,6 +72,44 @@ def test_corrections_start_nearest_to_the_codebooks_error(rank, tmp_path):
     assert torch.equal(again(X), model.eval()(X))
     model(X).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_corrections_are_the_nearest_ones_for_the_outputs():
+    wrong_RN, inputs_BN, outputs_BR = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        for shape in ((12, 20), (40, 20), (30, 12))
+    )
+    inputs_BN *= torch.arange(1, 21)
+    root = Root(
+        torch.linalg.cholesky(outputs_BR.T @ outputs_BR),
+        torch.linalg.cholesky(inputs_BN.T @ inputs_BN),
+        True,
+    )
+    left, right = nearest(wrong_RN, 3, root)
+    torch.testing.assert_close(right @ right.T, torch.eye(3, dtype=torch.float64))
+    found = root.weigh(wrong_RN - left @ right).square().sum()
+    best = torch.linalg.svdvals(root.weigh(wrong_RN))[3:].square().sum()
+    assert best <= found <= 1.05 * best
+    plain, rows = nearest(wrong_RN, 3)
+    assert found < 0.8 * root.weigh(wrong_RN - plain @ rows).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"low_rank": -1}, "low_rank=-1 is out of range"),
+        ({"low_rank": 100}, "low_rank=100 corrects no layer"),
+        ({"low_rank": 2, "budget": 0.2}, "or more, or a smaller low_rank"),
+        (
+            {"low_rank": 1, "exclude": ["body.[123].*", "wide.*", "conv.*"]},
+            "low_rank=1 corrects no layer",
+        ),
+    ],
+)
+def test_ranks_that_no_layer_can_have_are_refused(options, line):
+    for fits in (npas.share, npas.plan):
+        with pytest.raises(ValueError, match=line):
+            fits(drawn(make=Blocks), **{"budget": 0.6, **options}, init="fit")
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from npas.sharing.layout.allocation import GroupAllocation, LayerAllocation
 
 
-ITERATIONS = 4
-
-
 def factor_names(index: int) -> tuple[str, str]:
     """Return the parameter names of B and A for the layer at `index` in `Allocation.layers`."""
     return f"{PREFIX}left_{index}", f"{PREFIX}right_{index}"
@@ -65,19 +62,6 @@ def _rank(layer: LayerSpec, rank: int) -> int:
 def draw_right(shape: torch.Size, rng: torch.Generator) -> Tensor:
     """Return a normal A, r x C, of variance 1 / C, so that |A x| is about |x|."""
     return torch.randn(shape, generator=rng) / math.sqrt(shape[1])
-
-
-def nearest_correction(weight_RC: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B and A whose product is near a matrix's best approximation of this rank.
-
-    A has orthonormal rows, so that |A x| is at most |x|, and B is the best one for it (subspace
-    iteration: Halko et al., SIAM Review 53, 2011, algorithm 4.4).
-    """
-    start = torch.Generator().manual_seed(0)
-    basis_Cr = torch.randn(weight_RC.shape[1], rank, generator=start, dtype=weight_RC.dtype)
-    for _ in range(ITERATIONS):
-        basis_Cr = torch.linalg.qr(weight_RC.T @ (weight_RC @ basis_Cr)).Q
-    return weight_RC @ basis_Cr, basis_Cr.T.contiguous()
 
 
 def add_correction(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -23,12 +23,7 @@ from torch import Tensor, nn
 
 from npas.sharing.budget import split_budget
 from npas.sharing.generators.codebook import CODEBOOK, codebook_weight
-from npas.sharing.generators.low_rank import (
-    correct,
-    count_corrections,
-    factor_names,
-    nearest_correction,
-)
+from npas.sharing.generators.low_rank import correct, count_corrections
 from npas.sharing.layers import SCALES, Layer, bank_name, indices_name, matrix_form
 from npas.sharing.layout.allocation import GroupAllocation, LayerAllocation
 from npas.sharing.trained.stacks import Placed, norm, scaled
@@ -231,7 +226,7 @@ def place_codebooks(
     """Return a codebook for the layers of each dtype and device; None if one does not fit.
 
     `weigh` returns a layer's factors of squared errors of its scaled weight, as a matrix. With a
-    `rank` each layer has a correction, which starts as the nearest one to its codebook's error.
+    `rank`, room is left for low-rank corrections (see `corrections`), whose values are not made.
     """
     kinds = by_kind(layers)
     if smallest(layers, rank) > available:
@@ -251,14 +246,6 @@ def place_codebooks(
         scales += made.scales
         index += len(own)
     values[SCALES] = torch.tensor(scales, dtype=torch.float64)
-    if rank:
-        placed = [layer for own in kinds for layer in own]  # in the order of the plan
-        plans = [plan for group in groups for plan in group.layers]
-        wrong = track(generated_errors(placed, groups, values), "correcting", len(placed))
-        for i, (layer, plan, wrong_RN) in enumerate(zip(placed, plans, wrong, strict=True)):
-            if plan.rank:
-                factors = nearest_correction(wrong_RN * norm(layer), plan.rank)
-                values |= dict(zip(factor_names(i), factors, strict=True))
     return groups, values
 
 

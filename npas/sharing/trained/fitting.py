@@ -38,6 +38,7 @@ from npas.sharing.runtime.errors import Errors
 from npas.sharing.runtime.install import shared_weights
 from npas.sharing.trained.activations import Root
 from npas.sharing.trained.codebooks import Weigh, generated_errors, place_codebooks, smallest
+from npas.sharing.trained.corrections import corrections
 from npas.sharing.trained.stacks import Placed, Unit, gram, matrix, norm, place, products, scaled
 from npas.sharing.trained.templates import exact
 from npas.utils.checks import require
@@ -72,10 +73,16 @@ def fit(
 
     `generator` is "codebook", "basis" or None, the one of these with the smaller error; with
     `low_rank` it is a codebook with corrections. `roots` are those of `activations.roots`. Raises
-    ValueError for a budget that is too small, or not below the dense count.
+    ValueError for a budget that is too small, or not below the dense count, and for a rank that no
+    layer can have.
     """
     if low_rank:
         generator = CODEBOOK
+        if smallest(layers, low_rank) == smallest(layers) < math.inf:
+            raise ValueError(
+                f"low_rank={low_rank} corrects no layer, since corrections need two layers that"
+                " share, and fewer parameters than their weights: choose a smaller one, or none"
+            )
     unshared = dense - sum(layer.spec.size for layer in layers)
     allowed = request.allowed(dense)
     if allowed >= dense:
@@ -104,16 +111,20 @@ def fit(
     found = [pair for pair in found if math.isfinite(pair[0])]
     if not found and min(floors) == math.inf:
         raise ValueError(
-            f"generator={CODEBOOK!r} needs layers of four values or more of each dtype and device:"
-            " leave generator out"
+            f"{f'low_rank={low_rank}' if low_rank else f'generator={CODEBOOK!r}'} needs layers of"
+            " four values or more of each dtype and device: leave"
+            f" {'low_rank' if low_rank else 'generator'} out"
         )
     if not found:
         floor = unshared + int(min(floors))
         raise ValueError(
             f"budget={request.canonical} allows {allowed:,} of {dense:,} parameters, and a fit"
             f" takes at least {floor:,} parameters: ask for budget={spell_count(floor)} or more"
+            f"{', or a smaller low_rank' if low_rank else ''}"
         )
     _, (groups, values) = min(found, key=lambda pair: pair[0])
+    if low_rank:
+        values |= corrections(layers, (groups, values), roots or {})
     used = unshared + sum(group.used for group in groups)
     assert used <= allowed, (used, allowed)
     budget = BudgetReport(request.canonical, dense, allowed, used)

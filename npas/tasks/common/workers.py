@@ -1,8 +1,9 @@
 """Make batches in worker processes: the same batches, in the same order.
 
-Workers are forked for each epoch, except outside Linux: they share the data without a copy and
-start in milliseconds. Forking after torch and gloo have started threads is safe here: a worker
-computes on one thread, without other ranks and GPUs, and exits without cleanup.
+Workers are forked for each epoch: they share the data without a copy and start in milliseconds.
+Forking after torch and gloo have started threads is safe here: a worker computes on one thread,
+without other ranks and GPUs, and exits without cleanup. Outside Linux, workers start by the
+platform's default method.
 
 Workers ignore the signals that stop a run. Each watches a pipe whose other end the main process
 holds, and exits when that is closed or the main process ends.
@@ -113,7 +114,8 @@ def _start(watched: Connection, held: Connection, worker: int) -> None:
 def _end_with_main(watched: Connection) -> None:
     """Exit when the pipe closes: at once if the main process has ended, else after `GRACE_S`.
 
-    Torch ends a worker between two batches; exiting earlier could leave a lock held.
+    Torch lets a worker end between two batches. Exiting earlier could leave a lock held that the
+    main process waits for.
     """
     main = os.getppid()
     watched.poll(None)

@@ -2,7 +2,8 @@
 
 A file has one matrix per image, named by its id, with a row per box, best first: features, then 5
 numbers of the box's position (8 in old files of ReferIt, none in some; not used), then left, top,
-right, bottom in pixels from 0. As processes must not share an open file, a fork closes it.
+right, bottom in pixels from 0. Processes must not share an open HDF5 file: it is closed before a
+fork and opened by a process's first read.
 
 All images of a batch have the same number of phrases and regions. If one has fewer, its own are
 repeated, so that batch norms see real data only; repetitions are neither trained on nor counted.

@@ -2,7 +2,7 @@
 
 docs/data.md lists the files. A shard has two members per image: `n01440764/n01440764_10026.cls`,
 the number of the class, and `.jpg`, the unchanged file. `classes.json` has the class names, and the
-numbers of images and shards of each split.
+numbers of images and shards of each split. `.train.npz`, an index, is written on first use.
 
 The index is built from the tar headers, and again if a shard's size or time has changed; an image
 is then a single read at an offset. Names are kept in arrays: a million Python strings would be

@@ -1,7 +1,8 @@
 """Generate captions of a scene, with phrases linked to the things that they refer to.
 
-A phrase about one thing is true of that thing only; one about several, of no others. Like people's,
-phrases also refer back ("it"), to the background, to absent things, and to nothing visible.
+A phrase about one thing is true of that thing only; one about several refers to all things that it
+is true of. Like people's, phrases also refer back ("it"), to the background, to absent things, and
+to nothing visible.
 
 Types have the names of Flickr30K Entities, but here they are kinds of difficulty, so that accuracy
 by type shows what was learned: `animals` are round, `vehicles` square and `instruments` pointed
