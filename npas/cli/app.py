@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -80,8 +81,17 @@ def say_always(line: str) -> None:
 
 
 def echo(line: str) -> None:
-    """Print a line on stdout; a closed stdout does not end a training."""
+    """Print a line or more on stdout; if it is closed, as by `| head`, print nothing more."""
     print_line(line, sys.stdout)
+
+
+@contextlib.contextmanager
+def _echoed() -> Iterator[None]:
+    """Print by `echo` what is printed within."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        yield
+    echo(text.getvalue().removesuffix("\n"))
 
 
 @contextlib.contextmanager
@@ -110,16 +120,20 @@ def compose(
     config = {"config_name": options.config_name or primary, "overrides": options.overrides}
     with hydra(name) as instance:
         if options.help:
-            instance.app_help(config["config_name"], arguments.flags(), options)
+            with _echoed():
+                instance.app_help(config["config_name"], arguments.flags(), options)
         elif options.hydra_help:
-            instance.hydra_help(config["config_name"], arguments.flags(), options)
+            with _echoed():
+                instance.hydra_help(config["config_name"], arguments.flags(), options)
         elif options.cfg:
             try:
-                instance.show_cfg(**config, cfg_type=options.cfg, **shown)
+                with _echoed():
+                    instance.show_cfg(**config, cfg_type=options.cfg, **shown)
             except SystemExit:  # Hydra has said which part is missing
                 raise ValueError(f"--package {options.package} is not in the config") from None
         elif options.info:
-            instance.show_info(options.info, **config)
+            with _echoed():
+                instance.show_info(options.info, **config)
         elif options.shell_completion:
             try:
                 instance.shell_completion(**config)

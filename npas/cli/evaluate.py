@@ -81,15 +81,16 @@ def _print(
             found["unfinished"] = unfinished
         if texts:
             found["shown"] = [[s.heading, *(p.caption for p in s.pictures)] for s in texts]
-        print(json.dumps(found))
+        app.echo(json.dumps(found))
         return
     if unfinished:
-        print(unfinished)
+        app.echo(unfinished)
     for name, value in metrics.items():
-        print(f"{name} {value:.4f}")
+        app.echo(f"{name} {value:.4f}")
     for sample in texts:
-        print(f"\n--- {sample.heading!r}:")
-        print(*(picture.caption for picture in sample.pictures), sep="\n")
+        app.echo(f"\n--- {sample.heading!r}:")
+        for picture in sample.pictures:
+            app.echo(picture.caption)
 
 
 def _draw(

@@ -64,7 +64,7 @@ def run(options: Export) -> Job:
     write = {"artifact": _write_artifact, "hub": _write_hub}.get(options.format, _write_dense)
     for line in (*write(options, experiment), experiment.unfinished):
         if line:
-            print(line)
+            app.echo(line)
     return Job(options.run)
 
 

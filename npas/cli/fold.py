@@ -114,9 +114,9 @@ def run(options: Fold) -> Job:
         text = json.dumps(record, indent=1, allow_nan=False, default=vars) + "\n"
         write_whole(out / FILE_NAME, text)
         drawn = _draw(record, out)
-    print(_report(record))
+    app.echo(_report(record))
     written = [FILE_NAME, "folding.json", "model.safetensors", *["plots"] * bool(drawn)]
-    print(f"{out}: {join(written, 'and')}")
+    app.echo(f"{out}: {join(written, 'and')}")
     return Job(options.run)
 
 

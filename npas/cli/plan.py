@@ -93,23 +93,23 @@ def run(plan: Plan) -> Job:
         if left is not None:
             found["pruning"] = dataclasses.asdict(left)
         found["artifact"] = {"bytes_before_compression": taken, "cap": config.cap}
-        print(json.dumps(found | ({"data": data} if plan.check_data else {})))
+        app.echo(json.dumps(found | ({"data": data} if plan.check_data else {})))
     else:
-        print(experiments.plan_text(model, allocation))
+        app.echo(experiments.plan_text(model, allocation))
         for note in _notes(allocation) if allocation is not None else []:
-            print(f"note: {note}")
+            app.echo(f"note: {note}")
         named = {"sharing.init": config.sharing.weights, "distill.teacher": config.distill.teacher}
         for key, path in named.items():
             if path not in (None, schema.DENSE) and not Path(path).exists():
-                print(f"note: {key}={path} does not exist yet")
+                app.echo(f"note: {key}={path} does not exist yet")
         if errors is not None:
-            print(errors.table())
-        print(experiments.artifact_text(taken, config))
-        print(f"inference: {flops:,} FLOPs per input (2 per multiply-add), for any budget")
+            app.echo(errors.table())
+        app.echo(experiments.artifact_text(taken, config))
+        app.echo(f"inference: {flops:,} FLOPs per input (2 per multiply-add), for any budget")
         if left is not None:
-            print(left)
+            app.echo(str(left))
         for name, line in data.items():
-            print(f"data {name}: {line}")
+            app.echo(f"data {name}: {line}")
     if plan.check_data:
         _refuse_difference(task)
     return Job(config.exp)

@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run npas-runs and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(args):
-        print((__doc__ or "").rstrip())
+        app.echo((__doc__ or "").rstrip())
         return 0
     if "--version" in args:
-        print(f"npas {npas.__version__}")
+        app.echo(f"npas {npas.__version__}")
         return 0
     try:
         with app.one_line_messages(NAME):

@@ -51,17 +51,17 @@ def run(options: Table) -> Job:
         names = definitions.names()
         width = max(map(len, names))
         for name in names:
-            print(f"{name:{width}}  {definitions.table(name).title}")
+            app.echo(f"{name:{width}}  {definitions.table(name).title}")
         return Job("tables")
     table = dataclasses.replace(definitions.table(options.name), epoch=options.epoch)
     folder = Path(options.results) if options.results else results_root()
     text = tables.markdown(table, tables.load(table, folder / "runs"))
     if not options.check:
-        print(text, end="")
+        app.echo(text.removesuffix("\n"))
         return Job(table.name)
     committed = folder / "tables" / f"{table.name}.md"
     if committed.exists() and committed.read_text(encoding="utf-8") == text:
-        print(f"{committed} matches the results")
+        app.echo(f"{committed} matches the results")
         return Job(table.name)
     app.say(NAME, f"{committed} does not match the results: make it again")
     return Job(table.name, "failed")

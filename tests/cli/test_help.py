@@ -1,5 +1,7 @@
 """The help of a command fits a screen and shows how it is called; a shell completes its keys."""
 
+import errno
+import io
 import re
 import runpy
 import shlex
@@ -65,3 +67,22 @@ def test_each_command_is_a_module_that_runs(monkeypatch, capsys):
             with pytest.raises(SystemExit) as stopped:
                 runpy.run_path(str(path), run_name="__main__")
             assert not stopped.value.code and "npas-" in capsys.readouterr().out, path
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["npas-plan", "npas-plan format=json", "npas-eval --help", "npas-train --cfg=job",
+     "npas-table", "npas-table digits", "npas-runs", "npas-runs --help", "npas-plan --info"],
+)  # fmt: skip
+def test_a_reader_that_has_seen_enough_is_no_error(run, monkeypatch, line):
+    """As `| head` is."""
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    command, *words = line.split()
+    Path("runs").mkdir()
+    monkeypatch.setattr("sys.stdout", Closed())
+    answer = run(command, *words)
+    assert answer.code == 0 and not answer.err
