@@ -3,6 +3,7 @@
     python scripts/bench.py                                          # WRN-28-10, batch 8, training
     python scripts/bench.py --model encoder:12x768 --batch 4 --budgets 0.1,0.5 --hand
     python scripts/bench.py --action eval --batch 1 --base ../older  # two builds, interleaved
+    python scripts/bench.py --budgets 2,2:max_templates=4,2:recompute # options of npas.share
     python scripts/bench.py --action generate --limits               # and what bounds it
     python scripts/bench.py --action materialize --model mlp:1000x64 --budgets 0.1
     python scripts/bench.py --command "table digits" --base ../older
@@ -58,7 +59,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--action", default="train", choices=list(ACTIONS))
     parser.add_argument("--command", help="an npas command with arguments, instead of --model")
-    parser.add_argument("--budgets", default="0.1,0.5,2")
+    parser.add_argument("--budgets", default="0.1,0.5,2", help="with options, as 2:max_templates=4")
     parser.add_argument("--generator", default="wavg", help="sharing.generator; codebook fits one")
     parser.add_argument("--base", type=Path, help="checkout of another build of npas")
     parser.add_argument("--hand", action="store_true", help="add the handwritten network")
@@ -70,7 +71,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128, help="tokens of an encoder")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--recompute", action="store_true", help="sharing.recompute")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
@@ -80,8 +80,11 @@ def parse() -> argparse.Namespace:
     found = parser.parse_args()
     if found.limits and (found.action != "generate" or found.generator == "hash"):
         parser.error("--limits goes with --action generate of templates")
-    if not re.fullmatch(r"[\d.]+(,[\d.]+)*", found.budgets):
-        parser.error(f"--budgets {found.budgets}: give numbers, as 0.1,0.5")
+    budget = r"[\d.]+(:(recompute|max_templates=\d+))*"
+    if not re.fullmatch(f"{budget}(,{budget})*", found.budgets):
+        parser.error(f"--budgets {found.budgets}: give numbers, as 0.1,0.5,2:max_templates=4")
+    if ":" in found.budgets and (found.limits or found.hand or found.action == "plan"):
+        parser.error("--budgets: options do not go with --limits, --hand and --action plan")
     if found.command is None and not is_known(found.model):
         parser.error(f"--model {found.model}: see --help for the choices")
     return found
@@ -204,12 +207,16 @@ def serve(arguments: argparse.Namespace) -> None:
     print(json.dumps({"parameters": count, "peak_mib": peak}))
 
 
-def share(arguments: argparse.Namespace, network: Any, budget: str) -> Any:
-    """Share a network inside a budget."""
+def share(arguments: argparse.Namespace, network: Any, case: str) -> Any:
+    """Share a network inside a budget, with the options after it: "2:max_templates=4"."""
     import npas
 
-    options = {"generator": arguments.generator, "recompute": arguments.recompute}
+    budget, *chosen = case.split(":")
+    options: dict[str, Any] = {"generator": arguments.generator}
     options |= {"init": "fit"} if arguments.generator == "codebook" else {}
+    for option in chosen:
+        key, _, value = option.partition("=")
+        options[key] = int(value) if value else True
     return npas.share(network, budget, **options)
 
 
@@ -339,11 +346,11 @@ def quartiles(values: list[float]) -> list[float]:
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows."""
     print(" ".join(sys.argv[1:]) or "wrn_28_10")
-    print(f"{'network':24}{'parameters':>12}{'ms':>10}{'ratio':>8}  (quartiles)    peak MiB")
+    print(f"{'network':28}{'parameters':>12}{'ms':>10}{'ratio':>8}  (quartiles)    peak MiB")
     for row in rows:
         low, middle, high = row["ratio"]
         print(
-            f"{row['network']:24}{row.get('parameters', 0):>12,}{1e3 * row['s'][1]:>10.1f}"
+            f"{row['network']:28}{row.get('parameters', 0):>12,}{1e3 * row['s'][1]:>10.1f}"
             f"{middle:>8.3f}  ({low:.3f}-{high:.3f}){row['peak_mib']:>10.0f}"
         )
 

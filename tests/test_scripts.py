@@ -78,6 +78,7 @@ def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
     assert sum("(conv2d " in line for line in lines) == 2
 
 
+@pytest.mark.slow
 def test_input_pipelines(measured):
     words = "--images 6 --batch 2 --workers 0,1 --rounds 1 --seconds 0 --networks wrn_digits"
     found = measured("bench_input", *words.split(), "--only", "imagenet,digits,networks")

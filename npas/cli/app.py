@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import string
 import sys
 import traceback
 import warnings
@@ -120,8 +121,7 @@ def compose(
     config = {"config_name": options.config_name or primary, "overrides": options.overrides}
     with hydra(name) as instance:
         if options.help:
-            with _echoed():
-                instance.app_help(config["config_name"], arguments.flags(), options)
+            echo(_help(config["config_name"], options))
         elif options.hydra_help:
             with _echoed():
                 instance.hydra_help(config["config_name"], arguments.flags(), options)
@@ -143,6 +143,17 @@ def compose(
             instance.run(**config, task_function=run, with_log_configuration=False)
     if failures:
         raise failures[0]
+
+
+def _help(config_name: str, options: argparse.Namespace) -> str:
+    """Return a command's help. Hydra would list all groups of files first, for a second or two."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    composed = compose(config_name, options.overrides, return_hydra_config=True)
+    keys = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    page = string.Template(composed.hydra.help.template)
+    return page.safe_substitute(CONFIG=OmegaConf.to_yaml(keys, resolve=options.resolve))
 
 
 def check_out(out: str | None, suffix: str = "") -> None:

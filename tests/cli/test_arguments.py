@@ -101,6 +101,7 @@ FILES = {
 FIRST_LINE = "its first line must be '# @package _global_', so that its keys are at the top"
 
 
+@pytest.mark.slow
 def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
     for name, text in FILES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run, exported):
     assert json.loads(run(*words).out) == result.metrics.last
 
 
+@pytest.mark.slow
 def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
     answer = run("npas-export", f"run={trained}", "format=artifact", "bits=6", "out=small.npas")
     assert answer.code == 0, answer.err
@@ -56,6 +57,7 @@ def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
     run("npas-eval", f"run={folder}", f"artifact={own}", refused="is damaged")
 
 
+@pytest.mark.slow
 def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run):
     words = ("npas-train", *SMALL, "budget=12KB", "artifact.expected_ratio=3")
     answer = run(*words)

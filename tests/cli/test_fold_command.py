@@ -91,6 +91,7 @@ def test_a_threshold_is_chosen_on_held_out_data(run, soft, monkeypatch):
     assert answer.out.endswith("there: fold.json, folding.json and model.safetensors\n")
 
 
+@pytest.mark.slow
 def test_folding_an_unsuitable_run_is_one_line(run, soft, trained):
     run("npas-train", *SMALL, "budget=dense", code=0)
     (dense,) = Path("runs").glob("digits/*")

@@ -71,6 +71,7 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run,
     assert "from_pretrained" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said", "how"),
     [

@@ -32,6 +32,7 @@ def test_a_plan_keeps_its_budget_and_is_one_object_of_known_keys(exp, budget, ru
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_flops_do_not_change_with_the_budget_nor_the_form_of_a_dense_plan(run):
     dense, shared = plan(run, "+exp=wrn_cifar10", "budget=dense"), plan(run, "+exp=wrn_cifar10")
     # WRN-28-10 has about 5.2 G multiply-adds an image (Zagoruyko & Komodakis, 2016).
@@ -52,6 +53,7 @@ def test_the_table_shows_layers_counts_and_flops(run):
     assert "data " not in answer.out
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
     words = ("npas-plan", "+exp=wrn_cifar10", "model.width=2", "budget=0.1")
     note = "6 of 29 layers have the same weight as another (stages.2.0.conv2.weight = stages.2."

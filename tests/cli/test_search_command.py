@@ -45,6 +45,7 @@ def test_one_command_searches_and_leaves_groups_their_picture_and_the_result(run
     assert run(*FIND, f"run_root={root}").out.startswith("skipped: asked 0.3")
 
 
+@pytest.mark.slow
 def test_the_run_evaluates_and_exports_but_not_its_search(run, found, tmp_path):
     answer = run("npas-eval", f"run={found}", "format=json", "device=cpu", code=0)
     assert json.loads(answer.out) == results.read(found).metrics.last

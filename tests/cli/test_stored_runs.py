@@ -166,6 +166,7 @@ def stopped(tmp_path_factory):
     yield folder
 
 
+@pytest.mark.slow
 def test_what_is_made_of_an_unfinished_run_says_so(run, stopped):
     folder = Path(shutil.copytree(stopped, "copy"))
     result = results.read(folder)

@@ -33,6 +33,7 @@ def planned(*words):
     return npas.plan(network(*words), templates=sharing.templates, groups=sharing.groups)
 
 
+@pytest.mark.slow
 def test_counts_are_exact():
     assert len(KNOWN) == 72
     groups = compose("+exp=swrn_cifar10").sharing.groups

@@ -35,6 +35,7 @@ def interrupted(*anything):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_forced_run_that_is_stopped_or_cannot_begin_does_not_pass_as_finished(
     run, folder, monkeypatch
 ):

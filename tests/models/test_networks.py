@@ -134,6 +134,7 @@ def test_flops_are_the_published_ones(share):
     assert counter.get_total_flops() == 706_279_096_320
 
 
+@pytest.mark.slow
 def test_its_sharing_as_groups_leaves_norms_and_biases_apart():
     model = full("none")
     assert npas.plan(model, "44.9M").budget.used == 44_900_000

@@ -56,6 +56,7 @@ def test_each_phase_has_a_line_a_network_with_its_own_and_later_bands(run):
     assert curriculum.appendix(cells(CNN=[], SCNN=[gone])) == []
 
 
+@pytest.mark.slow
 def test_the_plot_names_networks_phases_and_what_diverged(run, tmp_path):
     import matplotlib as mpl
 

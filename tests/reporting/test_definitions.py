@@ -18,6 +18,7 @@ def test_an_unknown_table_is_answered_with_a_near_name():
         definitions.table("digit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exp", ["digits", "cifar10_small"])
 def test_the_narrower_network_is_the_widest_that_the_budget_allows(exp):
     words = f"+exp={exp}", "budget=dense"
@@ -68,6 +69,7 @@ def header_words(exp):
     return [word for word in words if not re.search(r"=[A-Z]+$", word)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagenet", "perceiver", "squad", "grounding", "retrieval"])
 def test_what_an_experiments_own_command_trains_fills_its_row(name):
     for row in definitions.table(name).rows:

@@ -50,6 +50,7 @@ def test_no_row_but_the_published_ones_is_there():
     assert len(unmade) == 8 and not any("WRN" in label for label in unmade)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", WITH_WORDS, ids=named)
 def test_the_exact_count_is_what_was_printed_and_the_known_one(row):
     count = planned_count(*row.overrides)

@@ -50,6 +50,7 @@ def written(model, **options):
 # --- sizes
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(ZOO),

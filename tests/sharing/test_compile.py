@@ -65,6 +65,7 @@ def test_compiled_weights_follow_their_bank_beside_eager_ones():
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 @NON_LEAF
 def test_a_part_can_be_compiled_alone():
     eager, mixed = mlp(), mlp()

@@ -139,7 +139,8 @@ def test_hashed_reading_passes_gradcheck(bank):
         return tuple(reader.mix(reader.weights(blocks, [scales], values.dtype), blocks, [scales]))
 
     assert torch.autograd.gradcheck(read, values)
-    assert torch.autograd.gradgradcheck(read, values)
+    if bank == 20:  # where most values are read twice; it takes seconds
+        assert torch.autograd.gradgradcheck(read, values)
     for weight, (size, first, scale) in zip(read(values), ((84, 0, 0.5), (60, 84, 2)), strict=True):
         plain = hashed_weight(values, len(values), size, first) * scale
         torch.testing.assert_close(weight.flatten(), plain)

@@ -109,6 +109,7 @@ def test_what_was_hidden_put_back_is_the_text_in_either_order(make):
     assert 0.35 < sum(swapped) / len(swapped) < 0.65
 
 
+@pytest.mark.slow
 def test_fifteen_in_a_hundred_words_are_hidden_eight_in_ten_as_mask(make):
     task = make()
     mask = task.tokenizer.special["mask"]

@@ -114,6 +114,7 @@ def test_bad_input_is_one_line(root, file, content, keys, line):
     refused(lambda: make(root, **keys).setup(), line)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_classes_and_is_evaluated_without_the_training_file(
     root, monkeypatch, capsys
 ):

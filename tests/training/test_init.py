@@ -131,6 +131,7 @@ def test_groups_of_other_names_are_found_again():
     assert initial.take_over(other, plan, tensors) == "" and equal(before, other.state_dict())
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_does_not_start_again(begin, run_small, tmp_path, monkeypatch):
     run_small(epochs=1)
     case = {"budget": "0.5", "epochs": 1}
@@ -198,6 +199,7 @@ def test_a_run_or_file_is_fitted(run_small, begin, tmp_path, small):
     assert torch.equal(dense(ours)["norm.running_var"], trained["norm.running_var"])
 
 
+@pytest.mark.slow
 def test_a_fitted_run_resumes_to_the_bit(small, tmp_path, monkeypatch):
     def run(root):
         config = small(budget="0.5", sharing={"init": "fit"}, run_root=str(tmp_path / root))

@@ -77,6 +77,7 @@ def test_all_ranks_keep_the_same_filters(small, tmp_path):
     assert one == other and json.loads(one)[CONVS[0]].count(True) == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_a_pruned_one_computes_what_that_does(run_small, small, tmp_path):
     """Without masks the norms say it; with them it goes on to prune, and names no mask as fresh."""
     keys = {"method": "hrank", "amount": 0.5, "batches": 1}

@@ -31,7 +31,10 @@ def saved(folder):
 
 CASES = [
     {"budget": "0.2"},
-    pytest.param({"budget": "0.5", "precision": "fp16"}, marks=pytest.mark.slow),
+    {"budget": "dense", "data": {"val_fraction": 0.0}, "trainer": {"keep_last": 1}},
+]
+SLOW = [
+    {"budget": "0.5", "precision": "fp16"},
     {
         "budget": "0.8",
         "optim": {"name": "muon", "lr": 0.02, "schedule": "cosine", "milestones": []},
@@ -43,8 +46,8 @@ CASES = [
         "optim": {"ema_decay": 0.9},
         "pruning": {"method": "hrank", "schedule": "gradual", "times": 3, "start": 0.4, "end": 0.8},
     },
-    {"budget": "dense", "data": {"val_fraction": 0.0}, "trainer": {"keep_last": 1}},
 ]
+CASES += [pytest.param(case, marks=pytest.mark.slow) for case in SLOW]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -70,6 +73,7 @@ def spread_unevenly(model, *rest):
         module.weight.data *= 1.5 ** (i % 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", [{}, {"ema_decay": 0.9}], ids=["plain", "averaged"])
 def test_a_resumed_run_keeps_its_scales_whatever_the_initializer_has_become(
     run_small, interrupt, monkeypatch, optim, tmp_path

@@ -63,9 +63,10 @@ def straight(tmp_path_factory):
     return {"root": tmp_path_factory.mktemp("straight")}
 
 
-@pytest.mark.parametrize(
-    "moment", [SEARCH, pytest.param("search done", marks=pytest.mark.slow), "groups written", TRAIN]
-)
+SLOW = [pytest.param(moment, marks=pytest.mark.slow) for moment in (SEARCH, "search done", TRAIN)]
+
+
+@pytest.mark.parametrize("moment", ["groups written", *SLOW])
 def test_a_run_resumed_at_any_moment_equals_an_uninterrupted_one(
     searching, straight, tmp_path, monkeypatch, moment
 ):

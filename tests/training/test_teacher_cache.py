@@ -60,6 +60,7 @@ def test_each_sample_is_asked_for_once_and_the_next_run_asks_for_none(unmoved, t
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bit_exact_and_needs_the_teacher_that_it_had(
     unmoved, taught, run_small, tmp_path, monkeypatch
 ):
@@ -79,6 +80,7 @@ def test_a_resumed_run_is_bit_exact_and_needs_the_teacher_that_it_had(
     assert same(straight.model, resumed.model)
 
 
+@pytest.mark.slow
 def test_ranks_meet_whether_or_not_one_saw_the_file_at_its_start(unmoved, taught):
     taught("first")
     cache = taught("second")[0].distilled.cache
@@ -101,6 +103,7 @@ def test_ranks_meet_whether_or_not_one_saw_the_file_at_its_start(unmoved, taught
     assert met == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_one_line_before_training(unmoved, taught, tmp_path):
     taught("first")
     (path,) = (tmp_path / "kept").iterdir()

@@ -132,6 +132,7 @@ def test_rows_are_the_detectors_proposals_and_features_and_the_task_reads_them(e
         np.testing.assert_allclose(rows[:, :1024], head, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_alike(quickly, monkeypatch, capsys):
     assert quickly() == 0
     whole = stored()

@@ -274,6 +274,7 @@ def test_keys_that_do_not_fit_the_files_are_refused(keys, said, roots):
 # --- the rendered world as a set of its own
 
 
+@pytest.mark.slow
 def test_scenes_are_a_set_of_their_own_and_a_network_learns_what_phrases_speak_of(tmp_path):
     keys = {"region_width": 32, "word_width": 16, "max_words": 14, "regions": 20, "phrases": 12}
     made = grounding.Made(train=40, val=1, test=14)
