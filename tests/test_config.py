@@ -69,6 +69,12 @@ WRONG = [
     ({"distill": {"teacher": ""}}, "distill.teacher must not be empty"),
     ({"recipe_version": 7}, "recipe_version must be 1, got 7"),
     ({"exp": "../elsewhere"}, "exp must be a folder name"),
+    ({"eval_only": True}, "eval_only=true evaluates trained weights: set sharing.init"),
+    (
+        {"eval_only": True, "sharing__init": "fit", "pruning__method": "hrank"},
+        "takes no step that prunes: set pruning.method=null",
+    ),
+    ({"eval_only": True, "sharing__init": "fit", "dry_run": True}, "and dry_run=true one: leave"),
     ({"budget": None}, "budget is missing: set budget=0.1, budget=dense or sharing.templates"),
     ({"sharing__templates": 2}, "budget=0.1 and sharing.templates=2 exclude each other"),
     ({"sharing__generator": "mpl"}, "there is no 'mpl'; did you mean mlp?"),
@@ -218,6 +224,7 @@ TOGETHER = {
     *(f"artifact.{key}" for key in ("bits", "scheme", "compression", "expected_ratio")),
     *(f"data.synthetic.{key}" for key in ("train", "test", "epochs", "batch_size")),
     "recipe_version",
+    "eval_only",
 }
 
 

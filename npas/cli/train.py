@@ -304,8 +304,9 @@ def _summary(result: Result) -> str:
         where = " on data that are not the published ones"
     metric = next(iter(metrics.last))  # the main metric comes first
     text = f"asked {budget.asked}, allowed {budget.allowed:,}, used {budget.used:,} parameters"
-    text += f"; test {metric} {figure(metric, metrics.last[metric])}{where} (last epoch)"
-    if metrics.selected is not None:
+    text += f"; test {metric} {figure(metric, metrics.last[metric])}{where}"
+    text += " (last epoch)" if result.steps else " (not trained)"
+    if metrics.selected is not None and result.steps:
         chosen = figure(metric, metrics.selected[metric])
         text += f", {chosen} (chosen on {metrics.selected_on})"
     if (artifact := result.artifact) is not None:

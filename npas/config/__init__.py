@@ -19,7 +19,6 @@ from npas.config.load import load_config as load_config
 from npas.config.load import read_config as read_config
 from npas.config.load import search_epochs as search_epochs
 from npas.config.optim import OptimConfig as OptimConfig
-from npas.config.schema import DENSE as DENSE
 from npas.config.schema import NO_PACKAGE as NO_PACKAGE
 from npas.config.schema import RECIPE_VERSION as RECIPE_VERSION
 from npas.config.schema import SYNTHETIC as SYNTHETIC
@@ -31,6 +30,7 @@ from npas.config.schema import SyntheticConfig as SyntheticConfig
 from npas.config.schema import TrainerConfig as TrainerConfig
 from npas.config.schema import WandbConfig as WandbConfig
 from npas.config.schema import canonical_budget as canonical_budget
+from npas.config.sharing import DENSE as DENSE
 from npas.config.sharing import FITTED as FITTED
 from npas.config.sharing import GROUPINGS as GROUPINGS
 from npas.config.sharing import SEARCHED as SEARCHED

@@ -9,7 +9,8 @@ from typing import Any
 
 from npas.config.load import ignored
 from npas.config.renames import first_setting
-from npas.config.schema import DENSE, SYNTHETIC, Config, SyntheticConfig, settings
+from npas.config.schema import SYNTHETIC, Config, SyntheticConfig, settings
+from npas.config.sharing import DENSE
 from npas.config.typed import keys_of
 
 # Keys that do not affect the result and are not hashed. A node includes all of its keys.

@@ -13,7 +13,6 @@ from typing import Any
 from npas.config.optim import MuonConfig
 from npas.config.renames import modernize
 from npas.config.schema import (
-    DENSE,
     NO_PACKAGE,
     SYNTHETIC,
     Config,
@@ -22,7 +21,7 @@ from npas.config.schema import (
     canonical_budget,
     settings,
 )
-from npas.config.sharing import FITTED, SEARCHED, SearchConfig, SharingConfig, is_grouping
+from npas.config.sharing import DENSE, FITTED, SEARCHED, SearchConfig, SharingConfig, is_grouping
 from npas.config.typed import build, keys_of
 from npas.utils.checks import one_line
 from npas.utils.files import reading
@@ -179,6 +178,8 @@ def _ignored_elsewhere(config: Config) -> Iterator[tuple[str, Iterable[str]]]:
             yield f"epochs={config.epochs} ends before the first one", ["optim.milestones"]
     if optim.schedule != "wsd":
         yield f"optim.schedule={optim.schedule} has no decay_fraction", ["optim.decay_fraction"]
+    if config.eval_only:
+        yield "eval_only=true trains nothing", keys_of(DistillConfig, "distill.")
     if distill.teacher is None:
         yield "distill.teacher=null names no teacher", keys_of(DistillConfig, "distill.")
     elif not distill.hidden:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from npas.config.optim import OptimConfig
-from npas.config.sharing import LONGEST, SharingConfig
+from npas.config.sharing import DENSE, LONGEST, SharingConfig
 from npas.utils.budget import parse_budget
 from npas.utils.checks import Ranged, within
 from npas.utils.packing import Packing
@@ -23,7 +23,6 @@ RECIPE_VERSION = 1
 NO_PACKAGE = "its first line must be '# @package _global_', so that its keys are at the top"
 
 SYNTHETIC = "synthetic"  # a value of data.source
-DENSE = "dense"  # the budget that trains the dense network and shares nothing
 
 MOST_PRUNINGS = 1000  # of one run, and batches per pruning
 MOST_PROCESSES = 1024  # of one machine: more is a typing error
@@ -156,7 +155,10 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class Config(Ranged):
-    """One run's config; `model` and `task` are the `Config` classes of their families."""
+    """One run's config; `model` and `task` are the `Config` classes of their families.
+
+    With `eval_only` the network is evaluated as `sharing.init` starts it, without training.
+    """
 
     exp: str = "digits"
     budget: str | None = None
@@ -171,6 +173,7 @@ class Config(Ranged):
     run_root: str = "runs"
     verbose: bool = False
     dry_run: bool = False
+    eval_only: bool = False
     recipe_version: int = RECIPE_VERSION
     model: Any = field(default_factory=dict)
     task: Any = field(default_factory=dict)
@@ -211,8 +214,28 @@ class Config(Ranged):
             )
         if self.budget not in (None, DENSE):
             canonical_budget(self.budget)
+        if self.eval_only:
+            self._check_eval_only()
         if self.data.source == SYNTHETIC:
             self._shorten()
+
+    def as_dense(self) -> "Config":
+        """Return the config of the experiment's own run with budget=dense, all else equal."""
+        sharing = dataclasses.replace(
+            self.sharing, groups="single", num_groups=None, templates=None, init=None
+        )
+        return dataclasses.replace(
+            self, budget=DENSE, sharing=sharing, distill=DistillConfig(), pruning=PruningConfig(),
+            eval_only=False,
+        )  # fmt: skip
+
+    def _check_eval_only(self) -> None:
+        if self.sharing.init is None:
+            raise ValueError("eval_only=true evaluates trained weights: set sharing.init")
+        if self.pruning.method is not None:
+            raise ValueError("eval_only=true takes no step that prunes: set pruning.method=null")
+        if self.dry_run:
+            raise ValueError("eval_only=true takes no step, and dry_run=true one: leave one out")
 
     @property
     def cap(self) -> int | None:

@@ -15,7 +15,8 @@ Generator = Literal[
 ]  # fmt: skip
 SEARCHED = ("learned", "gradient")  # groupings that need a search
 GROUPINGS = ("single", "type", "shape", "random", *SEARCHED)
-FIT = "fit"  # sharing.init=fit or fit:PATH fits the sharing to trained weights
+DENSE = "dense"  # the budget that trains the dense network and shares nothing
+FIT = "fit"  # sharing.init=fit, fit:PATH or fit:dense fits the sharing to trained weights
 BY_NAME = re.compile(r"place|depth:[1-9]\d{0,3}")  # groupings by the numbers in layers' names
 
 FIT_GENERATORS = ("codebook", "basis")  # what a fit shares by, by default the nearer one
@@ -45,13 +46,14 @@ class SharingConfig(Ranged, section="sharing."):
 
     `generator` may be a scheme of an installed package. `init` names a run with the same groups and
     sizes, whose banks are copied. `fit:PATH` fits the sharing to the weights of any run or file
-    (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`; its errors are
-    those of the network's outputs on the first `fit_batches` training batches. A fit is by a
-    codebook or by bases, whichever is nearer, or by the one that `generator` names; codebook is for
-    fits only. With `low_rank` it is a codebook with corrections. `templates` replaces the budget.
-    The budget is split over groups by size times `group_weights` (default 1). `recurrence_weight`
-    times the mean cosine of the coefficients of layers that mix the same templates is subtracted
-    from the loss. If not 0, the layer similarity matrix is logged every `lsm_every` epochs.
+    (`npas.share(model, budget, init="fit")`), `fit` to those of `model.pretrained`, `fit:dense` to
+    those of the experiment's own run with budget=dense; its errors are those of the network's
+    outputs on the first `fit_batches` training batches. A fit is by a codebook or by bases,
+    whichever is nearer, or by the one that `generator` names; codebook is for fits only. With
+    `low_rank` it is a codebook with corrections. `templates` replaces the budget. The budget is
+    split over groups by size times `group_weights` (default 1). `recurrence_weight` times the mean
+    cosine of the coefficients of layers that mix the same templates is subtracted from the loss. If
+    not 0, the layer similarity matrix is logged every `lsm_every` epochs.
     """
 
     generator: Generator | str = "wavg"
@@ -118,10 +120,12 @@ class SharingConfig(Ranged, section="sharing."):
                 f"sharing.generator={self.generator}: choose wavg or emb"
             )
         if self.init == f"{FIT}:":
-            raise ValueError(f"sharing.init={self.init} names no path: write {FIT}:PATH or {FIT}")
+            raise ValueError(
+                f"sharing.init={self.init} names no path: write {FIT}:PATH, {FIT}:{DENSE} or {FIT}"
+            )
         if self.weights is not None:  # the path is hashed: write it in one form
             path = os.path.normpath(self.weights)
-            if path == FIT:  # a folder of that name
+            if path == FIT or (path == DENSE and path != self.weights):  # a folder of that name
                 path = os.path.join(os.curdir, path)
             object.__setattr__(self, "init", f"{FIT}:{path}" if self.fits else path)
         if self.init is not None and self.groups in SEARCHED:
@@ -170,7 +174,7 @@ class SharingConfig(Ranged, section="sharing."):
 
     @property
     def weights(self) -> str | None:
-        """Return the path of the run or file to start from, if any."""
+        """Return the path of the run or file to start from, if any; a fit's may be DENSE."""
         return (self.init or "").partition(":")[2] or None if self.fits else self.init
 
 

@@ -60,7 +60,8 @@ class Progress:
 
     def is_over(self, config: Config) -> bool:
         most_s = config.trainer.max_seconds
-        return self.epoch >= config.epochs or (most_s is not None and self.elapsed_s >= most_s)
+        epochs = 0 if config.eval_only else config.epochs
+        return self.epoch >= epochs or (most_s is not None and self.elapsed_s >= most_s)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from npas.config import DENSE, Config, DistillConfig, PruningConfig, run_dir
+from npas.config import DENSE, Config, run_dir
 from npas.sharing import api, is_shared
 from npas.sharing.trained import activations
 from npas.sharing.trained.distillation import distillation_loss, logits
@@ -147,22 +147,15 @@ def _dense(config: Config, task: Task) -> nn.Module:
 
     If some weights, as of a new head, would be fresh, load the experiment's finished dense run.
     """
-    sharing = dataclasses.replace(
-        config.sharing, groups="single", num_groups=None, templates=None, init=None
-    )
-    dense = dataclasses.replace(
-        config, budget=DENSE, sharing=sharing, distill=DistillConfig(), pruning=PruningConfig()
-    )
     if config.sharing.weights is None and not getattr(config.model, "pretrained", None):
         raise ValueError(
             "the dense network has no trained weights: set model.pretrained or sharing.init, or"
             " name a run as the teacher"
         )
-    networks = []
+    dense, networks = config.as_dense(), []
     for seed in (config.seed, (config.seed + 1) % 2**32):  # what differs is fresh
         networks.append(build_network(dataclasses.replace(dense, seed=seed), task.spec))
-        if config.sharing.weights is not None:
-            initial.load_into(networks[-1], Path(config.sharing.weights))
+        initial.load_weights_of(networks[-1], config)
     network, drawn = networks[0], networks[1].state_dict()
     fresh = [name for name, own in network.state_dict().items() if not own.equal(drawn[name])]
     if not fresh:

@@ -62,7 +62,10 @@ class Experiment:
 
     @property
     def epochs(self) -> int:
-        return search_epochs(self.config) if self.stage == SEARCH else self.config.epochs
+        """The epochs of this stage; 0 only evaluates."""
+        if self.stage == SEARCH:
+            return search_epochs(self.config)
+        return 0 if self.config.eval_only else self.config.epochs
 
     @property
     def recurrence_weight(self) -> float:

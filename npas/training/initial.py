@@ -2,7 +2,8 @@
 
 The path is an npas run, or dense weights: a `.safetensors` file, or a folder with one or several of
 them, as npas-export and transformers write. A dense network copies them, a shared one the banks of
-a run with the same groups and sizes. `sharing.init=fit:PATH` fits a sharing to any weights.
+a run with the same groups and sizes. `sharing.init=fit:PATH` fits a sharing to any weights, and
+`fit:dense` to those of the experiment's own run with budget=dense.
 """
 
 import hashlib
@@ -77,7 +78,14 @@ def start(experiment: Experiment) -> None:
 
 def load_weights_of(model: nn.Module, config: Config) -> list[str]:
     """Load the weights of `sharing.init`, if it names any; return what was done."""
-    return [] if (path := config.sharing.weights) is None else [load_into(model, Path(path))]
+    if config.sharing.weights is None:
+        return []
+    path = Path(config.sharing.weights)
+    if config.sharing.fits and config.sharing.weights == DENSE:
+        path = run_dir(config.as_dense())
+        if not path.exists():
+            raise ValueError(f"there is no {path}: train it first, budget=dense and all else equal")
+    return [load_into(model, path)]
 
 
 def fit(model: nn.Module, config: Config, task: Task) -> str:

@@ -4,9 +4,9 @@
 
 The test set is read once, at the end, with the last weights and the best on held-out data, if any.
 A search for groups (`search.py`) takes the same steps, with the whole schedule in its own epochs,
-and evaluates nothing. Only logging and saving wait for the device: the optimizer's kernel skips a
-step whose loss or gradient is not finite, and the run stops as "diverged" when it next logs. A
-signal stops the run after the current step, as "preempted".
+and evaluates nothing. With `eval_only` there are no epochs. Only logging and saving wait for the
+device: the optimizer's kernel skips a step whose loss or gradient is not finite, and the run stops
+as "diverged" when it next logs. A signal stops the run after the current step, as "preempted".
 """
 
 from contextlib import nullcontext
@@ -108,6 +108,10 @@ def train(experiment: Experiment, run_dir: Path) -> Outcome:
                 state.save()
                 if vote.should_stop():  # validation may take long
                     return journal.outcome("preempted")
+            if not epochs:  # `eval_only`
+                if task.has_validation:
+                    journal.report(validate(state, task, steps_per_epoch))
+                state.save()
             metrics = final_metrics(state, task) if measures else NO_METRICS
         except Diverged as reason:
             return journal.outcome("diverged", reason=reason)

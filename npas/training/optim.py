@@ -59,10 +59,10 @@ class Adamax(optim.Optimizer):
         torch._foreach_sub_(parameters, steps)
 
 
-def _advise_on_codebooks(model: nn.Module, config: OptimConfig) -> None:
+def advise_on_codebooks(model: nn.Module, config: OptimConfig) -> None:
     """Warn of SGD's long steps in a codebook that trains at the rate of all else."""
-    groups = api.allocation(model).groups if is_shared(model) and config.bank_lr is None else ()
-    for group in groups:
+    warns = config.name == "sgd" and config.bank_lr is None and is_shared(model)
+    for group in api.allocation(model).groups if warns else ():
         size = sum(layer.size for layer in group.layers if layer.upsampler == CODEBOOK)
         if reads := size // max(1, group.bank):
             log.warning(
@@ -93,7 +93,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> optim.Optimizer:
     optimizer: optim.Optimizer
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.momentum, config.beta2)}
     if config.name == "sgd":
-        _advise_on_codebooks(model, config)
         optimizer = optim.SGD(
             groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
         )

@@ -12,7 +12,7 @@ from npas.training.distributed import wrap
 from npas.training.experiment import Experiment, check_parts
 from npas.training.loop import gradient, update
 from npas.training.meter import Diverged, Meter, peak_memory_bytes
-from npas.training.optim import build_optimizer, learning_rate
+from npas.training.optim import advise_on_codebooks, build_optimizer, learning_rate
 from npas.training.precision import Precision
 from npas.training.state import named_checkpoint
 
@@ -35,7 +35,9 @@ def prepare(experiment: Experiment) -> None:
     base.check_workers(task, config.data.workers)
     _ = experiment.precision  # raises ValueError if the device lacks the dtype
     initial.start(experiment)
-    distillation.prepare(experiment)
+    if experiment.epochs:
+        advise_on_codebooks(experiment.model, config.optim)
+        distillation.prepare(experiment)
 
 
 def one_step(experiment: Experiment) -> str:

@@ -32,6 +32,25 @@ def test_an_exported_network_is_fitted_and_a_dry_run_tells(run, trained, tmp_pat
     run(*words, f"sharing.init={file}", refused=f"set sharing.init=fit:{file}, which fits")
 
 
+def test_a_fit_of_the_experiments_own_dense_run_is_evaluated_without_training(run, tmp_path):
+    words = (*TRAIN, f"run_root={tmp_path}", "data.val_fraction=0.1")
+    fits = (*words, "budget=0.9", "sharing.init=fit:dense", "eval_only=true")
+    run(*fits, refused="budget=dense and all else equal")
+    run(*words, "budget=dense", code=0)
+    answer = run(*fits, code=0)
+    assert "codebook 0 is read" not in answer.err and "(not trained)" in answer.out
+    found = {path.name.split("_")[0]: results.read(path) for path in tmp_path.glob("digits/*")}
+    dense, fitted = found["budget-dense"], found["budget-0.9"]
+    assert (fitted.steps, fitted.epochs, fitted.status) == (0, 0, "done")
+    assert fitted.metrics.last["accuracy"] == pytest.approx(dense.metrics.last["accuracy"], abs=0.6)
+    assert fitted.metrics.selected == fitted.metrics.last
+    (folder,) = tmp_path.glob("digits/budget-0.9*")
+    said = run("npas-eval", f"run={folder}", code=0)
+    assert f"accuracy {fitted.metrics.last['accuracy']:.4f}" in said.out and not said.err
+    assert run(*fits).out.startswith("skipped")
+
+
+@pytest.mark.slow
 def test_a_run_that_has_begun_needs_the_path_no_more(run, trained, tmp_path):
     path = shutil.copytree(trained, tmp_path / "before")
     arguments = (*TRAIN, f"run_root={tmp_path}", "budget=0.5", f"sharing.init={path}")
