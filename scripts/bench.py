@@ -16,11 +16,11 @@ same round. Results are medians and quartiles over the rounds, after two warm-up
 memory is relative to the process before it builds the network.
 
 Actions: `train` is a step with npas-train's fused optimizer (SGD with momentum; AdamW for
-encoders). `generate` generates all weights and computes their gradients; with `--limits`, rows
-beside it run only its matrix products and copy as many bytes as it moves. `eval` is a forward pass
-without gradients, `first` the first one after a change of the bank. `materialize`, `plan` and
-`share` are these functions. `--command` runs an npas command instead. `--hand` adds a handwritten
-network that mixes the same templates by parametrizations.
+encoders), `update` only the optimizer's part. `generate` generates all weights and computes their
+gradients; with `--limits`, rows beside it run only its matrix products and copy as many bytes as it
+moves. `eval` is a forward pass without gradients, `first` the first one after a change of the bank.
+`materialize`, `plan` and `share` are these functions. `--command` runs an npas command instead.
+`--hand` adds a handwritten network that mixes the same templates by parametrizations.
 
 On a CPU results depend on the C library's allocator. By default it returns large blocks to the
 system after each use; `--allocator keeping` keeps them, as a GPU's caching allocator does.
@@ -48,7 +48,7 @@ KEEPING = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
 }
-WITH_DENSE = ("train", "eval", "first")
+WITH_DENSE = ("train", "update", "eval", "first")
 
 
 def parse() -> argparse.Namespace:
@@ -250,11 +250,7 @@ def train(arguments: argparse.Namespace, network: Any) -> Action:
 
     outputs = forward(arguments, network)
     labels = torch.randint(0, 64, (arguments.batch,), device=arguments.device)
-    optimizer: torch.optim.Optimizer
-    if arguments.model.startswith("encoder"):
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-    else:
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
+    optimizer = build_optimizer(arguments, network)
 
     def step(_: Any) -> None:
         optimizer.zero_grad()
@@ -262,6 +258,25 @@ def train(arguments: argparse.Namespace, network: Any) -> Action:
         optimizer.step()
 
     return nothing, step
+
+
+def build_optimizer(arguments: argparse.Namespace, network: Any) -> Any:
+    """Build npas-train's fused optimizer."""
+    import torch
+
+    if arguments.model.startswith("encoder"):
+        return torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    return torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
+
+
+def update(arguments: argparse.Namespace, network: Any) -> Action:
+    """Return an optimizer step on given gradients."""
+    import torch
+
+    optimizer = build_optimizer(arguments, network)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return nothing, lambda _: optimizer.step()
 
 
 def generate(arguments: argparse.Namespace, network: Any) -> Action:
@@ -321,6 +336,7 @@ def share_afresh(arguments: argparse.Namespace, network: Any) -> Action:
 
 ACTIONS: dict[str, Callable[[argparse.Namespace, Any], Action]] = {
     "train": train,
+    "update": update,
     "generate": generate,
     "eval": evaluate,
     "first": evaluate_first,
