@@ -41,7 +41,7 @@ from npas.sharing.runtime.install import (
     restore,
     shared_weights,
 )
-from npas.sharing.runtime.loops import refuse_loops
+from npas.sharing.runtime.loops import refuse_folded
 from npas.sharing.torch_private import level_outside
 from npas.sharing.trained import activations, fitting
 from npas.sharing.trained.activations import Batch
@@ -239,7 +239,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     Raises ValueError for a network that could not be loaded (a shared layer was removed, a bank is
     pruned, a part is wrapped), and RuntimeError if a generated weight was written to.
     """
-    refuse_loops(model)
+    refuse_folded(model)
     shared = audit.follow(shared_weights(model))
     audit.refuse_unloadable(shared, "npas.save")
     storage.write(

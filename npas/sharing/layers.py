@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from npas.sharing.blocks import expand
+from npas.sharing.held import find_held
 
 PREFIX = "npas_"
 SCALES = f"{PREFIX}scales"
@@ -226,34 +227,6 @@ def find_tensors(model: nn.Module) -> list[Layer]:
             names = (*first.names, name)
             found[id(parameter)] = Layer(first.spec, parameter, tuple(owners), names)
     return list(found.values())
-
-
-def find_held(model: nn.Module) -> dict[int, str]:
-    """Return where parameters are held besides in registered modules, by the parameters' ids.
-
-    That is in lists, tuples, sets and dicts of a module's attributes, three deep, and in modules
-    there that are not registered.
-    """
-    known = set(model.modules())
-
-    def inside(value: object, depth: int = 3) -> Iterator[nn.Parameter]:
-        if isinstance(value, nn.Parameter):
-            yield value
-        elif isinstance(value, nn.Module):
-            yield from () if value in known else value.parameters()
-        elif depth and isinstance(value, (list, tuple, set, dict)):
-            for part in value.values() if isinstance(value, dict) else value:
-                yield from inside(part, depth - 1)
-
-    found: dict[int, str] = {}
-    for prefix, module in model.named_modules():
-        own = {"_parameters", "_modules"}
-        if isinstance(module, nn.RNNBase):
-            own.add("_flat_weights")
-        for attribute in module.__dict__.keys() - own:
-            for parameter in inside(module.__dict__[attribute]):
-                found[id(parameter)] = f"{prefix}.{attribute}".lstrip(".")
-    return found
 
 
 def is_shareable(parameter: Tensor) -> bool:

@@ -102,6 +102,28 @@ def test_errors_are_those_of_the_outputs_to_first_order(monkeypatch):
         activations.roots(model, layers, [(ids,)])
 
 
+def test_patches_of_a_few_images_at_a_time_count_as_all_at_once(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    images, found = torch.randn(5, 2, 6, 6), []
+    for most in (2**23, 1400):
+        monkeypatch.setattr(activations, "PATCHES", most)
+        found.append(activations.roots(model, find_layers(model), [(images,)])["0.weight"])
+    change = torch.randn(4, 18).double()
+    torch.testing.assert_close(*(root.weigh(change) for root in found))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "integer", "is_masked"),
+    [("", (2, 5, 5), False, True), ("", (2, 5), True, True), ("", (2, 5), False, False),
+     ("end_logits", (2, 5), False, True), ("", (2, 6, 5), False, False)],
+)  # fmt: skip
+def test_as_many_features_as_tokens_are_no_text(name, shape, integer, is_masked):
+    masks = activations._Masks.of_batch(nn.Linear(2, 2), {"attention_mask": torch.ones(2, 5)})
+    tensor = torch.zeros(shape, dtype=torch.long if integer else torch.float)
+    assert (masks.of(name, tensor, is_output=True) is not None) == is_masked
+
+
 class Translator(nn.Module):
     """An encoder-decoder network whose parts are linear and see texts of one length."""
 
@@ -237,6 +259,7 @@ def pair():
 
 FORMS = {
     "flat": (lambda y: y.squeeze(-1), True),
+    "nested": (lambda y: {"heads": {"main": y.squeeze(-1)}}, True),
     "in a dict": (lambda y: {"loss": y.mean(), "scores": y.squeeze(-1)}, True),
     "a scalar": (lambda y: y.mean(), False),
     "complex": (lambda y: y.to(torch.complex64), False),

@@ -137,6 +137,25 @@ def test_ties_outside_of_a_sequential_are_one_parameter():
     assert (found.layers, found.weights) == (2, 1)
 
 
+def test_what_is_tied_without_a_loop_is_saved_as_folded_alone(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        parts = (nn.Sequential(nn.Linear(12, 12), nn.LayerNorm(12), nn.Tanh()) for _ in range(6))
+        return nn.Sequential(*parts)
+
+    model = npas.share(build(), templates=3, groups="shape")
+    found = fold(model, 0.4)
+    assert found.tied and not found.repeats and npas.is_shared(model)
+    save_folded(model, found, tmp_path)
+    again = load_folded(tmp_path, build())
+    inputs = torch.randn(2, 12)
+    assert torch.equal(again(inputs), model(inputs))
+    for network in (model, copy.deepcopy(model), again):
+        for write in (npas.save, npas.write_artifact):
+            with pytest.raises(ValueError, match="save folded ones with"):
+                write(network, tmp_path / "other")
+
+
 def test_what_cannot_be_folded_is_left_as_it_was():
     def network(**options):
         layers = [nn.Linear(8, 8) for _ in range(4)]

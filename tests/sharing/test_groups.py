@@ -60,6 +60,7 @@ def test_the_first_pattern_that_matches_decides():
         ("learned", 4, r"npas-train sharing\.groups=learned.*json\.load\(file\)\['layers'\]"),
         ("gradient", None, r"npas-train sharing\.groups=gradient"),
         ("single", 3, "num_groups=3 has no use"),
+        ({"*": "all"}, 3, "num_groups=3 has no use with a mapping"),
         ("random", 0, "choose 1 to 4"),
         ("random", 5, "choose 1 to 4"),
         ({}, None, "empty mapping"),

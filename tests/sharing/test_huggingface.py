@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     Trainer,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 import npas
@@ -96,6 +98,32 @@ def test_a_shared_network_saved_as_pretrained_is_read_by_load_and_refused_by_fro
     config = type(build().config).from_pretrained(tmp_path)
     loaded = npas.load(tmp_path, type(build())(config))
     assert torch.equal(logits(loaded), logits(model))
+
+
+def vit():
+    torch.manual_seed(0)
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=24, num_labels=3,
+        )
+    )  # fmt: skip
+
+
+def test_names_that_transformers_writes_in_an_older_form_are_read_again(tmp_path):
+    images = torch.randn(2, 3, 8, 8)
+    model = npas.share(vit(), 0.4).eval()
+    with torch.no_grad():
+        bank(model).add_(0.1)
+        expected = model(images).logits
+    npas.save_pretrained(model, tmp_path / "npas")
+    model.save_pretrained(tmp_path / "transformers")
+    for read in (
+        lambda: npas.from_pretrained(tmp_path / "npas"),
+        lambda: npas.from_pretrained(tmp_path / "npas", vit()),
+        lambda: npas.load(tmp_path / "transformers", vit()),
+    ):
+        assert torch.equal(read().eval()(images).logits, expected)
 
 
 def cut(model):

@@ -2,6 +2,9 @@
 
 import copy
 import re
+from collections import deque
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +145,22 @@ def listed(deep=False):
     return model
 
 
+def reading(hold):
+    """A network that reads a weight from what `hold` makes of it."""
+    model = Tied()
+    model.other = hold(model.get_parameter("last.weight"))
+    return model
+
+
+class Registered(nn.Linear):
+    def __init_subclass__(cls, *, tag, **options):
+        super().__init_subclass__(**options)
+
+
+class Named(Registered, tag="named"):
+    pass
+
+
 def quantized():
     from torch.ao.nn.quantized.dynamic import Linear
 
@@ -179,6 +198,23 @@ REFUSED = {
     ),
     "listed": (listed, "'last.weight' is also held in 'decay', which sharing cannot replace"),
     "hidden": (lambda: listed(deep=True), "'middle.weight' is also held in 'decay'"),
+    **{
+        f"held by {kind}": (partial(reading, hold), "'last.weight' is also held in 'other'")
+        for kind, hold in {
+            "an object": lambda weight: SimpleNamespace(weight=weight),
+            "a partial": lambda weight: partial(nn.functional.linear, weight=weight),
+            "a closure": lambda weight: lambda x: nn.functional.linear(x, weight),
+            "a view": lambda weight: deque([weight.T]),
+        }.items()
+    },
+    "without subclasses": (
+        lambda: nn.Sequential(nn.Linear(8, 8), Named(8, 8)),
+        "1.weight: its class Named cannot be subclassed",
+    ),
+    "a name of ours": (
+        lambda: nn.ModuleDict({"npas_bank_0": nn.Linear(8, 8), "other": nn.Linear(8, 8)}),
+        "'npas_bank_0' has a name that sharing uses",
+    ),
     "compiled": (
         lambda: torch.compile(two(nn.Linear(8, 8)), backend="eager"),
         "wrapped by torch.compile, which keeps the dense parameters: share the network first",

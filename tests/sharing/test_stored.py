@@ -56,6 +56,22 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_tensor_that_is_part_of_another_is_saved(tmp_path, trains):
+    def build():
+        model, positions = network(), torch.arange(80.0).view(8, 10)
+        part = positions[:4]
+        if trains:
+            model.positions = nn.Parameter(part)
+        else:
+            model.register_buffer("positions", part)
+        return model
+
+    npas.save(npas.share(build(), 0.6, exclude=["positions"] if trains else None), tmp_path)
+    again = npas.load(tmp_path, build())
+    assert torch.equal(again.positions, torch.arange(40.0).view(4, 10))
+
+
 def attempt(folder, dense, load=npas.load):
     """Load; return the one line of a refusal, with the network checked to be as it was."""
     values = {k: (v, v.clone()) for k, v in dense.state_dict(keep_vars=True).items()}

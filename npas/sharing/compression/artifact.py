@@ -31,7 +31,7 @@ from npas.sharing.runtime.install import (
     restore,
     shared_weights,
 )
-from npas.sharing.runtime.loops import refuse_loops
+from npas.sharing.runtime.loops import refuse_folded
 from npas.utils.budget import spell_count, spell_size
 from npas.utils.checks import one_line, path_of, require, within
 from npas.utils.packing import Artifact, Packing
@@ -122,7 +122,7 @@ def _start(path: Path) -> bytes:
 
 def _pack(model: nn.Module, packing: Packing) -> tuple[bytes, bytes]:
     """Return the compressed header and the uncompressed data of a network's artifact."""
-    refuse_loops(model)
+    refuse_folded(model)
     allocation = None
     if is_shared(model):
         shared = audit.follow(shared_weights(model))

@@ -35,6 +35,8 @@ def assign_groups(
     that is missing, out of range or unused.
     """
     if isinstance(groups, Mapping):
+        if num_groups is not None:
+            raise ValueError(f"num_groups={num_groups} has no use with a mapping: leave it out")
         return _manual(layers, groups)
     if groups in FOUND_BY_TRAINING:
         raise ValueError(

@@ -5,7 +5,7 @@ per generated weight; `detach` undoes both. An `Attachment` links a module to it
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from npas.sharing.layers import Layer, computes_as, is_transposed_linear
 from npas.sharing.runtime.weights import SharedWeights
+from npas.utils.checks import one_line
 
 _SHARED_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 _ROUNDING = (nn.Linear, nn.MultiheadAttention, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -35,13 +36,30 @@ def attach(owner: nn.Module, name: str, layer: int, shared: SharedWeights) -> No
     shared.modules.add(owner)
     del owner._parameters[name]
     owner.__dict__.pop("_flat_weights", None)  # an RNN's list of dense weights
-    owner.__class__ = _shared_class(_dense_class(owner), tuple(sorted(attachment.layers)))
+    _set_class(owner, _shared_class(_dense_class(owner), tuple(sorted(attachment.layers))))
+
+
+def require_subclasses(layers: Iterable[Layer]) -> None:
+    """Raise ValueError if the class of a module that reads one of the weights has no subclasses."""
+    for layer in layers:
+        for owner, name in layer.owners:
+            try:
+                _shared_class(_dense_class(owner), (name,))
+            except Exception as error:  # of the class's own making
+                raise ValueError(
+                    f"{layer.spec.name}: its class {type(owner).__name__} cannot be subclassed"
+                    f" ({one_line(error)}): exclude it"
+                ) from error
+
+
+def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    object.__setattr__(module, "__class__", cls)  # a module's own __setattr__ may refuse
 
 
 def detach(owner: nn.Module, parameters: Mapping[int, nn.Parameter]) -> None:
     """Restore a module's class and put `parameters`, by layer index, back in the dense order."""
     attachment: Attachment = owner.__dict__.pop("_npas")
-    owner.__class__ = _dense_class(owner)
+    _set_class(owner, _dense_class(owner))
     restored = {name: parameters[layer] for name, layer in attachment.layers.items()}
     found = {**restored, **owner._parameters}
     owner._parameters.clear()
@@ -81,7 +99,7 @@ def _shared_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
         if "_npas" in module.__dict__:
             _refuse_change(module, names[0])
         if type(module) is cls:
-            module.__class__ = base
+            _set_class(module, base)
         base.__init__(module, *args, **options)
 
     def reduce(module: nn.Module, _: object) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from npas.sharing.layers import PREFIX, SCALES, indices_name
 from npas.sharing.runtime import audit, storage
-from npas.sharing.runtime.loops import refuse_loops
+from npas.sharing.runtime.loops import refuse_folded
 from npas.sharing.torch_private import caller, level_outside
 
 # The config's key for the weights' file name. transformers shows an unknown name in its error.
@@ -95,11 +95,11 @@ def _save_pretrained(
     for name in ("push_to_hub", "variant", "distributed_checkpoint"):
         if options.get(name):
             raise ValueError(f"npas.load reads only {storage.WEIGHTS_FILE}: save without {name}")
-    refuse_loops(root)
+    refuse_folded(root)
     shared = root.__dict__["_npas_shared"]
     if options.get("state_dict") is None:  # else a wrapper gathered it, with other names
         audit.refuse_unloadable(audit.follow(shared), "save_pretrained")
-    options["max_shard_size"] = sys.maxsize
+    options |= {"max_shard_size": sys.maxsize, "save_original_format": False}  # the plan's names
     type(root).save_pretrained(root, save_directory, is_main_process, **options)
     if is_main_process:
         config = Path(save_directory) / "config.json"

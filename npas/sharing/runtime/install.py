@@ -31,7 +31,12 @@ from npas.sharing.layers import (
 )
 from npas.sharing.layout.allocation import Allocation, LayerAllocation, learned_name
 from npas.sharing.runtime import audit, storage
-from npas.sharing.runtime.attachment import attach, detach, rounds_under_autocast
+from npas.sharing.runtime.attachment import (
+    attach,
+    detach,
+    require_subclasses,
+    rounds_under_autocast,
+)
 from npas.sharing.runtime.guards import guard, remove_guards
 from npas.sharing.runtime.weights import SharedWeights
 from npas.utils.checks import require
@@ -59,7 +64,8 @@ def require_unshared(model: nn.Module) -> nn.Module:
     modules = require_network(model).modules()
     if any("_npas" in module.__dict__ or is_shared(module) for module in modules):
         raise ValueError("the network is shared already: npas.materialize it to share it again")
-    if own := shared_names(model):
+    children = [name for name in model._modules if name.startswith(PREFIX)]
+    if own := shared_names(model) + children:
         raise ValueError(
             f"the network's {own[0]!r} has a name that sharing uses for its own tensors, which"
             f" begin with {PREFIX!r}: rename it"
@@ -92,6 +98,7 @@ def install(model: nn.Module, allocation: Allocation, recompute: bool = False) -
     """
     require("recompute", recompute, bool, "True or False")
     planned = find_planned(model, allocation.layers)
+    require_subclasses(planned)
     tensors_left = iter(planned)
     owned = [[next(tensors_left) for _ in group.layers] for group in allocation.groups]
     for group, tensors in zip(allocation.groups, owned, strict=True):

@@ -19,6 +19,7 @@ from npas.sharing.layers import require_network
 
 _BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
 NUMBER = "layer_idx"  # of transformers' layers: their index in a cache, used for nothing else
+FOLDED = "_npas_folded"  # an attribute of networks with weights that folding has tied
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
 
 
@@ -106,9 +107,10 @@ def apply_repeats(model: nn.Module, repeats: Sequence[Repeat]) -> None:
         _number(container)
 
 
-def refuse_loops(model: nn.Module) -> None:
-    """Raise ValueError if the network has loops."""
-    if any(isinstance(module, Loop) for module in require_network(model).modules()):
+def refuse_folded(model: nn.Module) -> None:
+    """Raise ValueError if the network has loops, or weights that folding has tied."""
+    modules = require_network(model).modules()
+    if FOLDED in model.__dict__ or any(isinstance(module, Loop) for module in modules):
         raise ValueError(
             "the network is folded already: fold the original network, and save folded ones with"
             " npas.sharing.save_folded"

@@ -47,7 +47,7 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
     `name.next` until the new weights are in place, and `read` finds by the checksum which one
     belongs to the weights. Raises OSError or safetensors' error if they cannot be written.
     """
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
     following = _next(directory / name)
     if following.is_file() and (directory / WEIGHTS_FILE).is_file():  # a save was killed here
@@ -56,7 +56,7 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
                 os.replace(following, directory / name)
     weights, text = (directory / f"{file}.{os.getpid()}.tmp" for file in (WEIGHTS_FILE, name))
     try:
-        save_model(model, str(weights))
+        save_file(_distinct(model.state_dict()), str(weights), {"format": "pt"})
         text.write_text(_described(description, weights), encoding="utf-8")
         shutil.copymode(text, weights)  # safetensors makes it readable for the owner only
         os.replace(text, following)
@@ -65,6 +65,19 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
     finally:
         weights.unlink(missing_ok=True)
         text.unlink(missing_ok=True)
+
+
+def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return each tensor under its first name, contiguous and with memory of its own."""
+    first = {_memory(state[name]): name for name in sorted(state, reverse=True)}
+    found, seen = {}, set()
+    for name, tensor in ((name, state[name]) for name in first.values()):
+        storage = tensor.untyped_storage()
+        is_whole = storage.nbytes() == tensor.nbytes and tensor.is_contiguous()
+        alone = is_whole and storage.data_ptr() not in seen
+        found[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+    return found
 
 
 def _next(path: Path) -> Path:

@@ -17,6 +17,7 @@ known (`Root`). Shapes: weights R x N, C is N x N, G is R x R, M inputs.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,9 @@ def _solve(factor: Tensor | None, matrix: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor.T, matrix, upper=True)
 
 
+PATCHES = 2**23  # about the most values of a convolution's patches at a time, in fp64
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+SPANS = ("start_logits", "end_logits")  # outputs with one number per token
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,11 @@ class _Masks:
             words = name.replace("_", ".").split(".")
             part = next((word for word in ("decoder", "encoder") if word in words), part)
         mask = self.by_part.get(part)
-        return mask if mask is not None and tensor.shape[:2] == mask.shape else None
+        if mask is None or tensor.shape[:2] != mask.shape:
+            return None
+        # Features or classes of a whole text may be as many as its tokens.
+        per_token = not tensor.is_floating_point() or name.endswith(SPANS)
+        return mask if tensor.dim() > 2 or per_token else None
 
 
 @dataclass
@@ -160,6 +167,14 @@ class _Sums:
 
     def add(self, inputs: Tensor, gradients: Tensor | None) -> None:
         """Add a call's inputs and, if there are any, the gradients by its outputs."""
+        module, size = self.module, max(1, len(inputs))
+        if isinstance(module, CONVOLUTIONS) and inputs.dim() == 2 + len(module.kernel_size):
+            size = max(1, PATCHES // (inputs[0].numel() * math.prod(module.kernel_size)))
+        for first in range(0, len(inputs), size):
+            own = slice(first, first + size)
+            self._add(inputs[own], None if gradients is None else gradients[own])
+
+    def _add(self, inputs: Tensor, gradients: Tensor | None) -> None:
         module = self.module
         is_embedding = isinstance(module, nn.Embedding)
         x = inputs.reshape(-1) if is_embedding else _flat(module, inputs).double()
@@ -276,10 +291,10 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _compared(found: Any) -> dict[str, Tensor]:
-    """Return the floating-point outputs of one or more dimensions by name."""
+    """Return the floating-point outputs of one or more dimensions by name, also nested ones."""
     return {
         name: own
-        for name, own in tensors(found).items()
+        for name, own in tensors(found, nested=True).items()
         if own.dim() and own.layout is torch.strided and own.is_floating_point()
     }
 

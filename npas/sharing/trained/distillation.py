@@ -39,15 +39,19 @@ def distillation_loss(student: Any, teacher: Any, temperature: float = 4.0) -> T
     return temperature**2 * torch.stack(losses).mean()
 
 
-def tensors(values: Any) -> dict[str, Tensor]:
-    """Return the tensors among a network's outputs or arguments, by name."""
+def tensors(values: Any, nested: bool = False) -> dict[str, Tensor]:
+    """Return the tensors among a network's outputs or arguments, by name ("heads.main")."""
     if isinstance(values, Mapping):
         named = dict(values.items())
     elif isinstance(values, (tuple, list)):
         named = {str(i): value for i, value in enumerate(values)}
     else:
         named = {"output": values}
-    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    found = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    for name, value in named.items() if nested else ():
+        if isinstance(value, (Mapping, tuple, list)):
+            found |= {f"{name}.{key}": own for key, own in tensors(value, nested).items()}
+    return found
 
 
 def logits(outputs: Any) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ from npas.sharing.runtime.install import (
     shared_weights,
 )
 from npas.sharing.runtime.loops import (
+    FOLDED,
     Loop,
     Repeat,
     apply_repeats,
@@ -47,7 +48,7 @@ from npas.sharing.runtime.loops import (
     fold_repeats,
     is_large,
     list_blocks,
-    refuse_loops,
+    refuse_folded,
 )
 from npas.sharing.trained.activations import Batch, call
 from npas.sharing.trained.layer_similarity import tie
@@ -98,7 +99,7 @@ def fold(model: nn.Module, threshold: float, example: Batch | None = None) -> Fo
     Raises ValueError, with the network left as it was, for a network that is not shared, folded
     already or without coefficients, an invalid threshold and an example that does not fit.
     """
-    refuse_loops(model)
+    refuse_folded(model)
     if example is not None:
         call(model, example, "the example")
     return fold_tied(model, tie(model, threshold), example)
@@ -107,7 +108,7 @@ def fold(model: nn.Module, threshold: float, example: Batch | None = None) -> Fo
 @torch.no_grad()
 def fold_tied(model: nn.Module, tied: list[list[str]], example: Batch | None = None) -> Folding:
     """Fold a network in place, given the result of `layer_similarity.tie`."""
-    refuse_loops(model)
+    refuse_folded(model)
     shared = audit.follow(shared_weights(model))
     plan, parameters_before = shared.allocation, count_parameters(model)
     values = {}
@@ -118,6 +119,8 @@ def fold_tied(model: nn.Module, tied: list[list[str]], example: Batch | None = N
     materialize(model)
     layers_before = _count_layers(model)[0]
     _tie_parameters(model, tied)
+    if tied:
+        model.__dict__[FOLDED] = True
     weights = dict(model.named_parameters(remove_duplicate=False))  # by names before folding
     containers = block_containers(model, [layer.name for layer in plan.layers])
     repeats = _fold_repeats(model, example)
@@ -173,6 +176,8 @@ def load_folded(directory: str | os.PathLike[str], dense_model: nn.Module) -> nn
             lacks = f"the network has no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{directory} was written by another architecture: {lacks}") from None
         restore(network, plan, stored)
+    if data.tied:
+        dense_model.__dict__[FOLDED] = True
     return dense_model
 
 
