@@ -24,7 +24,8 @@ def find_held(model: nn.Module) -> dict[int, str]:
             whole = value if isinstance(value, nn.Parameter) else value._base
             yield from [whole] if isinstance(whole, nn.Parameter) else []
         elif isinstance(value, nn.Module):
-            yield from () if value in known else value.parameters()
+            for other in set(value.modules()) - known:
+                yield from other.parameters(recurse=False)
         elif depth:
             for part in _parts(value):
                 yield from inside(part, depth - 1)

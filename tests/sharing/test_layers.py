@@ -227,6 +227,15 @@ REFUSED = {
 }
 
 
+def test_an_object_that_knows_the_network_around_holds_no_weight_of_it():
+    model = two(nn.Linear(8, 8))
+    around = nn.ModuleDict({"body": model, "head": nn.Linear(8, 2)})
+    model.trainer = SimpleNamespace(  # type: ignore[assignment]
+        network=around, optimizers=[torch.optim.SGD(around.parameters(), lr=0.1)]
+    )
+    assert shared_names(model) == ["0.weight", "1.weight"]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.ao", "ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("name", REFUSED)
 def test_unshareable_networks_are_refused_and_left_unchanged(name):
