@@ -188,7 +188,7 @@ def check_types(options: Mapping[str, Any]) -> None:
 
 def refuse_packing(packing: Packing | None, request: Budget | None, init: str) -> None:
     """Raise ValueError if a packing is given without a budget in bytes."""
-    if packing is not None and (init == "fit" or request is None or request.size is None):
+    if packing is not None and (request is None or request.size is None):
         remedy = "" if init == "fit" else "give one (budget='16MB'), or "
         raise ValueError(
             f"packing is of budgets in bytes: {remedy}leave packing out, and give its settings to"

@@ -202,8 +202,9 @@ def test_invalid_fits_are_refused_or_warned_of():
         npas.share(Mlp(), 0.5, init="fit", generator="basis", low_rank=1)
     with pytest.raises(ValueError, match="a fit takes at least 501 "):
         npas.share(Mlp(), 0.3, init="fit", low_rank=4)
-    with pytest.raises(ValueError, match="bounds bytes"):
-        npas.share(Mlp(), "8KB", init="fit")
+    for packing in (None, npas.Packing()):  # npas-train gives one with every budget in bytes
+        with pytest.raises(ValueError, match="bounds bytes, and init='fit' counts parameters"):
+            npas.share(Mlp(), "8KB", init="fit", packing=packing)
     with pytest.raises(ValueError, match="leave generator out, give 'codebook' or"):
         npas.share(Mlp(), 0.5, init="fit", generator="hash")
     with pytest.raises(ValueError, match=r"generator='codebook' .*init='fit'"):
