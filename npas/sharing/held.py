@@ -8,6 +8,7 @@ from types import CellType, FunctionType
 import torch
 from torch import Tensor, nn
 
+CONTAINERS = (list, tuple, set, deque, Mapping)
 _EMPTY = CellType()
 
 
@@ -15,20 +16,21 @@ def find_held(model: nn.Module) -> dict[int, str]:
     """Return where parameters are held besides in registered modules, by the parameters' ids.
 
     That is in a module's attributes, three deep: lists and the like, objects, partial functions,
-    closures, views, and modules that are not registered. Hooks and optimizers do not count.
+    closures, views, and modules that are not registered. Hooks, optimizers and the modules that an
+    object knows (a trainer, a traced graph) do not count.
     """
     known = set(model.modules())
 
-    def inside(value: object, depth: int = 3) -> Iterator[nn.Parameter]:
+    def inside(value: object, depth: int = 3, by_object: bool = False) -> Iterator[nn.Parameter]:
         if isinstance(value, Tensor):
             whole = value if isinstance(value, nn.Parameter) else value._base
             yield from [whole] if isinstance(whole, nn.Parameter) else []
         elif isinstance(value, nn.Module):
-            for other in set(value.modules()) - known:
-                yield from other.parameters(recurse=False)
+            yield from () if by_object or value in known else value.parameters()
         elif depth:
+            by_object = by_object or not isinstance(value, CONTAINERS)
             for part in _parts(value):
-                yield from inside(part, depth - 1)
+                yield from inside(part, depth - 1, by_object)
 
     found: dict[int, str] = {}
     for prefix, module in model.named_modules():
@@ -47,7 +49,7 @@ def _parts(value: object) -> Iterable[object]:
     """Return what a container, an object or a function holds; nothing for an optimizer."""
     if isinstance(value, Mapping):
         return list(value.values())
-    if isinstance(value, (list, tuple, set, deque)):
+    if isinstance(value, CONTAINERS):
         return list(value)
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]

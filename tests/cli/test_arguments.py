@@ -42,7 +42,10 @@ WRONG = [
     ("npas-train --package optim", "--package needs --cfg"),
     ("npas-train -cn evaluate run=x", "--config-name evaluate is for another command"),
     ("npas-train -sc query=bash", "--shell-completion: the shell sets 'COMP_LINE'"),
-    ("npas-train sharing.init=fit:", "sharing.init=fit: names no path: write fit:PATH or fit"),
+    (
+        "npas-train sharing.init=fit:",
+        "sharing.init=fit: names no path: write fit:PATH, fit:dense or fit",
+    ),
     ("npas-train run=x exp=y", "exp=y cannot be combined with run=: set keys"),
     ("npas-train --bogus", "unrecognized arguments: --bogus"),
     ("npas-train --config-dir nowhere", "there is no folder --config-dir nowhere"),

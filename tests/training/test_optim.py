@@ -9,7 +9,7 @@ import npas
 from npas.config import Config, OptimConfig
 from npas.models import InputSpec, wrn
 from npas.sharing import no_decay_names, share
-from npas.training.optim import build_optimizer, clip, learning_rate
+from npas.training.optim import advise_on_codebooks, build_optimizer, clip, learning_rate
 
 THEIRS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
 
@@ -159,6 +159,6 @@ def test_sgd_is_said_to_take_long_steps_in_a_codebook(caplog):
         (made[1], OptimConfig(lr=0.1), False),
     ):
         caplog.clear()
-        build_optimizer(model, config)
+        advise_on_codebooks(model, config)
         assert ("optim.bank_lr to about" in caplog.text) == is_said
         assert f"by about {3200 // bank} weights" in caplog.text or not is_said
