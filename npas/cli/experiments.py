@@ -92,16 +92,16 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides, keys = list(HydraConfig.get().overrides.task), schema.known_keys()
     for override in OverridesParser.create().parse_overrides(overrides):
         *above, leaf = override.key_or_group.split(".")
         value, node = composed, stored
         for name in above:
             value, node = value.get(name, {}), node.setdefault(name, {})
-        if override.is_delete() or isinstance(value.get(leaf), dict):
-            raise ValueError(
-                f"{override.input_line} cannot be combined with run=: set keys, as optim.lr=0.1"
-            )
+        is_node = isinstance(value.get(leaf), dict) and override.key_or_group not in keys
+        if override.is_delete() or is_node:
+            line = str(override.input_line).removeprefix("++")
+            raise ValueError(f"{line} cannot be combined with run=: set keys, as optim.lr=0.1")
         if leaf in value:  # not `run` itself, which was removed
             node[leaf] = value[leaf]
 

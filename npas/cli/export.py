@@ -153,7 +153,7 @@ def _write_hub(options: Export, experiment: Experiment) -> list[str]:
     notes = [] if experiment.unfinished is None else [f"{experiment.unfinished}."]
     with app.writing(out):
         with filling(out) as new:
-            hub.write_run(model, new, name, result, notes)
+            hub.write_run(model, new, name, experiment.config, result, notes)
             _copy_tokenizer(experiment, new)
             for kept in (CONFIG_FILE, RESULT_FILE):
                 if (run / kept).exists():

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from npas import sharing
+from npas.config import Config
 from npas.models import _hub
 from npas.reporting.markdown import grid
 from npas.reporting.results import Result
@@ -114,11 +115,13 @@ def push_to_hub(
 
 
 def write_run(
-    model: nn.Module, folder: Path, name: str, result: Result | None, notes: Iterable[str]
-) -> None:
+    model: nn.Module, folder: Path, name: str, config: Config, result: Result | None,
+    notes: Iterable[str],
+) -> None:  # fmt: skip
     """Write a run's network, shared or dense, for the hub. Raises OSError or SafetensorError.
 
-    `notes` are sentences for the card. A network of transformers is also written materialized.
+    An unfinished run has no result. `notes` are sentences for the card. A network of transformers
+    is also written materialized.
     """
     from safetensors.torch import save_file
 
@@ -126,9 +129,8 @@ def write_run(
 
     is_shared, is_transformers = sharing.is_shared(model), _is_transformers(model)
     plan = sharing.api.allocation(model) if is_shared else None
-    family = None if result is None else str(result.config["model"].get("family"))
-    pruned = result is not None and result.pruning is not None
-    how = loading(model, name, f"the {family} network of config.yaml", pruned)
+    pruned = config.pruning.method is not None
+    how = loading(model, name, f"the {config.model.family} network of config.yaml", pruned)
     if not is_shared:
         text = f"A plain network of {sharing.count_parameters(model):,} parameters."
         if pruned and result is not None and result.budget is not None:
@@ -224,7 +226,10 @@ def loading(model: nn.Module, name: str, builds: str, pruned: bool = False) -> s
         lines = ["import npas", f"from transformers import {kind}", ""]
         if name:  # a run's folder, which has the dense network
             lines.append(f'dense = {kind}.from_pretrained("{folder}")')
-        lines.append(f'model = npas.from_pretrained("{folder}")  # shared, to train on')
+        if sharing.is_shared(model):
+            lines.append(f'model = npas.from_pretrained("{folder}")  # shared, to train on')
+        else:
+            del lines[0]
     elif sharing.is_shared(model):
         lines.append(f"dense = ...  # {builds}")
         lines.append(f'model = npas.from_pretrained("{folder}", dense)')

@@ -109,18 +109,19 @@ class Cell:
     row: Row
     found: dict[int, Result]
     copy: bool = False  # on a copy of the published data
+    epoch: str = "last"  # or "selected", as of the table
 
     def having(self, *statuses: str) -> dict[int, Result]:
         return {seed: result for seed, result in self.found.items() if result.status in statuses}
 
-    def values(self, metric: str, epoch: str = "last") -> dict[int, float]:
-        """Return a metric of finished runs by seed, of the "last" or the "selected" epoch.
+    def values(self, metric: str) -> dict[int, float]:
+        """Return a metric of finished runs by seed, of the cell's epoch.
 
         Runs without held-out data have no selected epoch. Raises ValueError for a missing metric.
         """
         values = {}
         for seed, run in self.having("done").items():
-            if (found := getattr(run.metrics, epoch)) is not None:
+            if (found := getattr(run.metrics, self.epoch)) is not None:
                 if (value := found.get(metric)) is None:
                     name = f"the result of {run.exp} with seed {run.seed}"
                     raise ValueError(f"{name} has no metric {metric!r}: it has {', '.join(found)}")
@@ -129,7 +130,7 @@ class Cell:
 
     def summary(self, table: Table) -> Summary | None:
         """Summarize the finished runs in the table's unit; None without any."""
-        values = self.values(self.row.metric or table.metric, table.epoch).values()
+        values = self.values(self.row.metric or table.metric).values()
         return summarize((100 - v if table.as_error else v for v in values), table.metric)
 
     def missing(self, table: Table) -> tuple[int, ...]:
@@ -182,7 +183,8 @@ def fill(table: Table, results: Iterable[Result]) -> list[Cell]:
         if r.dataset.source == "real" and r.status != "preempted" and _is_as_configured(r)
     }
     settings = sorted({schema.parts_of(result.config) for result in by_hash.values()})
-    return [_cell(row, table.seeds, by_hash, settings) for row in table.rows]
+    cells = [_cell(row, table.seeds, by_hash, settings) for row in table.rows]
+    return [dataclasses.replace(cell, epoch=table.epoch) for cell in cells]
 
 
 def _cell(
@@ -296,7 +298,7 @@ def _figure(table: Table, cell: Cell) -> str:
     summary = cell.summary(table)
     parts = [str(summary)] if summary else []
     wrong = {status: [*cell.having(status)] for status in ("diverged", "failed")}
-    chosen = cell.values(cell.row.metric or table.metric, table.epoch)
+    chosen = cell.values(cell.row.metric or table.metric)
     wrong["no epoch chosen"] = [seed for seed in cell.having("done") if seed not in chosen]
     parts += [
         f"{what}: seed {', '.join(map(str, seeds))}" for what, seeds in wrong.items() if seeds

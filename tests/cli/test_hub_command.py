@@ -96,6 +96,10 @@ def test_what_shares_nothing_is_a_plain_network(run, trained, tmp_path, words, s
     assert not (folder / "export/hub/allocation.json").exists()
     text = (folder / "export/hub/README.md").read_text()
     assert said in text and how in text
+    (folder / "result.json").rename(tmp_path / "result.json")  # as after a kill
+    run("npas-export", f"run={folder}", "format=hub", out, code=0)
+    card = (folder / "export/hub/README.md").read_text()
+    assert how in card and "# the wrn network of config.yaml" in card
     experiment = experiments.restore(str(folder), {"trainer.device": "cpu"})
     model = models.build(experiment.config.model, experiment.task.spec)
     state = load_file(folder / "export/hub/model.safetensors")

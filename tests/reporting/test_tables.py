@@ -198,4 +198,7 @@ def test_a_table_can_show_the_epochs_that_were_chosen_on_held_out_data(tmp_path,
     assert "| 95.50; no epoch chosen: seed 1 | 1 |" in text
     assert "chosen on held-out data" in text and "last epoch" not in text
     assert "by `npas-table t epoch=selected`" in text and "reproduce-table" not in text
-    assert "| 85.00 ± 7.07 | 2 |" in page(tmp_path, dataclasses.replace(table, epoch="last"))
+    last = dataclasses.replace(table, epoch="last")
+    assert "| 85.00 ± 7.07 | 2 |" in page(tmp_path, last)
+    values = [tables.load(each, tmp_path)[0].values("accuracy") for each in (table, last)]
+    assert values == [{0: 95.5}, {0: 90.0, 1: 80.0}]  # as appendices read them
