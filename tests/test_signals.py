@@ -72,6 +72,7 @@ PROGRAMS = {
     "after a use": ("with watching(), watching('deliver'): pass\nsend(15)", -15, ""),
     "while it works": ("with watching('deliver'), deferred(): send(15)\nprint('on')", -15, ""),
     "Ctrl-C": (
+        "signal.signal(2, signal.default_int_handler)\n"  # in a shell's background it is ignored
         "try:\n with watching('deliver'), deferred(): send(2)\n"
         "except KeyboardInterrupt: print('interrupted')",
         0,
