@@ -36,7 +36,6 @@ class Job:
     name: str
     status: str = "done"
     detail: str = ""
-    value: float | None = None  # for a sweeper that searches: higher is better
 
     @property
     def fine(self) -> bool:
@@ -54,7 +53,6 @@ class Command(Generic[T]):
     check: Callable[[dict[str, Any]], T]
     run: Callable[[T], Job]
     close_sweep: Callable[[list[Job]], None] | None = None
-    check_search: Callable[[T], None] | None = None  # of a job that needs a value
     after_interrupt: str = ""  # appended to the message of an interrupt
 
 

@@ -73,9 +73,9 @@ def _write_dense(options: Export, experiment: Experiment) -> list[str]:
     from safetensors.torch import save_file
 
     from npas import sharing
+    from npas.sharing.runtime.storage import untied
     from npas.sharing.trained import pruning
     from npas.tasks.base import inference_flops
-    from npas.training.checkpoint import untied
     from npas.utils.files import replacing
 
     model, pruned = experiment.model, pruning.has_masks(experiment.model)

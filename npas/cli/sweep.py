@@ -1,8 +1,6 @@
 """Run the jobs of a sweep (`-m`): check all, then run each, even if others fail.
 
-Other launchers than Hydra's own, as submitit, compose the checked jobs again. A sweeper that
-searches, as `hydra/sweeper=optuna`, chooses each job by the values of earlier ones: its jobs are
-checked one by one, and each returns `Job.value`. Higher is better.
+Other launchers than Hydra's own, as submitit, compose the checked jobs again.
 """
 
 import argparse
@@ -17,13 +15,7 @@ from npas.utils import processes
 from npas.utils.progress import Bar
 
 T = TypeVar("T")
-
-
-class _Ended(BaseException):
-    """Ends a search at once: Hydra would catch an `Exception` and count it as a trial."""
-
-    def __init__(self, refusal: ValueError | None = None) -> None:
-        self.refusal = refusal
+SEARCHES = "searches run by W&B (docs/running.md)"
 
 
 def run(command: Command[T], options: argparse.Namespace) -> list[Job]:
@@ -40,10 +32,10 @@ def run(command: Command[T], options: argparse.Namespace) -> list[Job]:
     primary["overrides"] = [*options.overrides, "hydra.mode=MULTIRUN"]
     with app.hydra(command.name) as hydra:
         composed = hydra.compose_config(**primary, run_mode=RunMode.MULTIRUN)
-        sweep.searches = not composed.hydra.sweeper._target_.endswith(".BasicSweeper")
-        if not sweep.searches:
-            jobs = sweep.check(hydra.config_loader, composed)
-        if not sweep.searches and composed.hydra.launcher._target_.endswith(".BasicLauncher"):
+        if not composed.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            raise ValueError(f"hydra/sweeper: list the values of a sweep; {SEARCHES}")
+        jobs = sweep.check(hydra.config_loader, composed)
+        if composed.hydra.launcher._target_.endswith(".BasicLauncher"):
             for number, (overrides, checked) in enumerate(jobs):
                 sweep.run(number, overrides, lambda checked=checked: checked)  # type: ignore[misc]
         else:
@@ -55,14 +47,8 @@ def run(command: Command[T], options: argparse.Namespace) -> list[Job]:
                 raise ValueError(f"hydra/launcher: {error}") from error
             except app.RunFailed as failure:
                 sweep.jobs += [] if failure.job in sweep.jobs else [failure.job]
-            except _Ended as ended:
-                if ended.refusal is not None:
-                    raise ended.refusal from None
     if command.close_sweep is not None:
         command.close_sweep(sweep.jobs)
-    if sweep.found:
-        value, best = max(sweep.found)
-        app.echo(f"best: {value:.4g} by {best}")
     return sweep.jobs
 
 
@@ -71,9 +57,7 @@ class _Sweep(Generic[T]):
         self.command = command
         self.arguments = arguments
         self.jobs: list[Job] = []
-        self.searches = False
-        self.total: int | None = None  # if known
-        self.found: list[tuple[float, str]] = []  # of a search: values and arguments
+        self.total = 0
         self.process = os.getpid()
 
     def check(self, loader: Any, composed: Any) -> list[tuple[list[str], T]]:
@@ -99,39 +83,16 @@ class _Sweep(Generic[T]):
                 bar.advance()
         return checked
 
-    def launched(self, config: Any) -> float | None:
-        """Check and run a job that Hydra has composed; return its value."""
+    def launched(self, config: Any) -> None:
+        """Check and run a job that Hydra has composed."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
-        if self.searches:
-            direction = hydra.sweeper.get("direction", "maximize")  # optuna's own is to minimize
-            direction = getattr(direction, "name", direction)
-            if direction not in ("maximize", ["maximize"]):
-                line = f"hydra.sweeper.direction={direction}, but higher values of a job are better"
-                raise _Ended(ValueError(f"{line}: write hydra.sweeper.direction=maximize"))
-            self.total = hydra.sweeper.get("n_trials")
-        job = self.run(hydra.job.num, hydra.overrides.task, lambda: self._checked(config))
+        check = self.command.check
+        job = self.run(hydra.job.num, hydra.overrides.task, lambda: check(app.plain(config)))
         if not job.fine and os.getpid() != self.process:
             # In a process of another launcher, the error reports the failure to the cluster.
             raise app.RunFailed(job)
-        if not job.fine and self.searches:
-            may_fail = hydra.sweeper.get("max_failure_rate") and job.status == "failed"
-            raise app.RunFailed(job) if may_fail else _Ended
-        if self.searches:
-            if job.value is None:
-                raise _Ended(ValueError(f"{self.command.name} has no value to search by"))
-            self.found.append((job.value, self.spelled(hydra.overrides.task)))
-        return job.value
-
-    def _checked(self, config: Any) -> T:
-        found = self.command.check(app.plain(config))
-        try:
-            if self.searches and self.command.check_search is not None:
-                self.command.check_search(found)
-        except ValueError as error:
-            raise _Ended(error) from None
-        return found
 
     def spelled(self, overrides: Sequence[str]) -> str:
         """Return a job's arguments that differ from those of others."""
@@ -141,8 +102,7 @@ class _Sweep(Generic[T]):
     def run(self, number: int, overrides: Sequence[str], prepare: Callable[[], T]) -> Job:
         """Announce and run a job."""
         command, arguments = self.command, self.spelled(overrides)
-        of_all = f"/{self.total}" if self.total else ""
-        app.say(command.name, f"[{number + 1}{of_all}] {arguments}")
+        app.say(command.name, f"[{number + 1}/{self.total}] {arguments}")
         try:
             job = command.run(prepare())
         except Exception as error:
@@ -155,10 +115,8 @@ class _Sweep(Generic[T]):
 def _choices(override: Any) -> list[str]:
     """Expand an override of a sweep into overrides of single values."""
     if override.is_interval_sweep():
-        raise ValueError(
-            f"{override.input_line}: an interval needs a sweeper that searches"
-            " (hydra/sweeper=optuna): list values, as key=0.1,0.2"
-        )
+        line = f"{override.input_line}: list the values of a sweep, as key=0.1,0.2"
+        raise ValueError(f"{line}; {SEARCHES}")
     sweeps = override.is_sweep_override()
     values = override.sweep_string_iterator() if sweeps else [override.get_value_element_as_str()]
     return [f"{override.get_key_element()}={value}" for value in values]

@@ -17,7 +17,7 @@ from npas.cli import app, entry, experiments
 from npas.cli.app import Job
 from npas.config import Config
 from npas.utils import processes, signals
-from npas.utils.printing import LOSSES, figure
+from npas.utils.printing import figure
 
 if TYPE_CHECKING:
     from npas.reporting.results import Result
@@ -29,7 +29,7 @@ RESUMES = "the same command resumes the run"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run npas-train and return its exit code."""
-    own = (keys, check, run, close_sweep, _check_search)
+    own = (keys, check, run, close_sweep)
     command = app.Command(NAME, "train", *own, after_interrupt=f"; {RESUMES}")
     # A Python program that calls this, with arguments, expects SIGTERM to end the program.
     try:
@@ -54,14 +54,6 @@ def check(raw: dict[str, Any]) -> Config:
 
         check_options(plan_keywords(config))
     return config
-
-
-def _check_search(config: Config) -> None:
-    """Raise ValueError if a job has no held-out data to be compared by."""
-    from npas.training.experiment import build_task
-
-    if not build_task(config).has_validation:
-        raise ValueError("a search needs held-out data: set data.val_fraction")
 
 
 def as_started(config: Config) -> Config:
@@ -209,7 +201,7 @@ def _train(experiment: Experiment, folder: Path) -> Job:
         app.say(NAME, f"{result.status}: {ended}; {folder}")
         return Job(str(folder), result.status, ended)
     app.echo(f"{result.status}: {_summary(result)}; {folder}")
-    return Job(str(folder), result.status, _summary(result), _value(result))
+    return Job(str(folder), result.status, _summary(result))
 
 
 def _how_to_resume(config: Config) -> str:
@@ -223,7 +215,7 @@ def _skipped(config: Config, folder: Path) -> Job | None:
     if config.force or (done := _finished(config, folder)) is None:
         return None
     app.echo(f"skipped: {_summary(done)}; {folder} (force=true trains it again)")
-    return Job(str(folder), "skipped", _summary(done), _value(done))
+    return Job(str(folder), "skipped", _summary(done))
 
 
 def close_sweep(jobs: list[Job]) -> None:
@@ -314,17 +306,6 @@ def _summary(result: Result) -> str:
         read_back = figure(metric, artifact.metrics[metric])
         text += f"; artifact {artifact.bytes:,} bytes, {read_back} read back"
     return text
-
-
-def _value(result: Result) -> float | None:
-    """Return the best held-out value of the main metric, of a loss the negative; None without."""
-    history = result.history or {}
-    held_out = [key for key in history if key.startswith("val/")]
-    if not held_out:
-        return None
-    name = held_out[0]  # the main metric comes first
-    is_loss = name.removeprefix("val/") in LOSSES
-    return -min(history[name]) if is_loss else max(history[name])
 
 
 if __name__ == "__main__":

@@ -219,6 +219,11 @@ class Config(Ranged):
         if self.data.source == SYNTHETIC:
             self._shorten()
 
+    @property
+    def trained_epochs(self) -> int:
+        """Return the epochs that are trained: none with `eval_only`."""
+        return 0 if self.eval_only else self.epochs
+
     def as_dense(self) -> "Config":
         """Return the config of the experiment's own run with budget=dense, all else equal."""
         sharing = dataclasses.replace(

@@ -125,7 +125,7 @@ def write_run(
     """
     from safetensors.torch import save_file
 
-    from npas.training.checkpoint import untied
+    from npas.sharing.runtime.storage import untied
 
     is_shared, is_transformers = sharing.is_shared(model), _is_transformers(model)
     plan = sharing.api.allocation(model) if is_shared else None

@@ -47,10 +47,8 @@ def find_held(model: nn.Module) -> dict[int, str]:
 
 def _parts(value: object) -> Iterable[object]:
     """Return what a container, an object or a function holds; nothing for an optimizer."""
-    if isinstance(value, Mapping):
-        return list(value.values())
     if isinstance(value, CONTAINERS):
-        return list(value)
+        return list(value.values() if isinstance(value, Mapping) else value)
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, FunctionType):

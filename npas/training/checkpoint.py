@@ -27,6 +27,7 @@ from torch import Tensor
 
 from npas.config import CONFIG_FILE, Config
 from npas.config.renames import modernize
+from npas.sharing.runtime.storage import untied
 from npas.tasks.common.checksums import sha256
 from npas.training.grouping import Grouping, from_dict
 from npas.utils.files import give_usual_mode
@@ -60,8 +61,9 @@ class Progress:
 
     def is_over(self, config: Config) -> bool:
         most_s = config.trainer.max_seconds
-        epochs = 0 if config.eval_only else config.epochs
-        return self.epoch >= epochs or (most_s is not None and self.elapsed_s >= most_s)
+        return self.epoch >= config.trained_epochs or (
+            most_s is not None and self.elapsed_s >= most_s
+        )
 
 
 @dataclass(frozen=True)
@@ -224,18 +226,6 @@ def _step_of(folder: Path) -> int:
 
 def _is_finished(folder: Path) -> bool:
     return "." not in folder.name
-
-
-def untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors that share no memory, copying all but the first of tied ones."""
-    seen: set[int] = set()
-    found = {}
-    for key, tensor in tensors.items():
-        plain = tensor.detach().contiguous()
-        address = plain.untyped_storage().data_ptr()
-        found[key] = plain.clone() if address in seen else plain
-        seen.add(address)
-    return found
 
 
 def write_manifest(folder: Path) -> None:

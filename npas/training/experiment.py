@@ -65,7 +65,7 @@ class Experiment:
         """The epochs of this stage; 0 only evaluates."""
         if self.stage == SEARCH:
             return search_epochs(self.config)
-        return 0 if self.config.eval_only else self.config.epochs
+        return self.config.trained_epochs
 
     @property
     def recurrence_weight(self) -> float:

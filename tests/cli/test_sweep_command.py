@@ -1,89 +1,21 @@
-"""A sweep checks its jobs once, counts them, and gives a sweeper that searches what it needs."""
+"""A sweep checks its jobs once, counts them, and ends with its metric by budget."""
 
 import itertools
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 import yaml
 from command_line import SMALL
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
 
 from npas.cli import train
 from npas.cli.app import Job
-from npas.reporting import results
 from npas.reporting.compose import compose
 from npas.tasks import digits
 from npas.training import Outcome
 
 WORDS = (*SMALL, "budget=0.5", "data.val_fraction=0.1")
-
-
-class Search(Sweeper):
-    """Try two learning rates, as a sweeper that searches would, and note what comes back."""
-
-    seen: ClassVar[list[float]] = []
-
-    def __init__(self, **settings):
-        self.settings = settings
-
-    def setup(self, *, hydra_context, task_function, config):
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
-    def sweep(self, arguments):
-        for number, rate in enumerate((0.01, 0.02)):
-            assert self.launcher is not None
-            job = [f"optim.lr={rate}", *arguments]
-            (returned,) = self.launcher.launch([job], initial_job_idx=number)
-            self.seen.append(float(returned.return_value))
-
-
-@pytest.fixture
-def search(run, monkeypatch):
-    """Install `Search` as the plugin hydra/sweeper=search; return the values that it was given."""
-    assert run("npas-train", "--cfg", "job").code == 0  # Hydra has found its plugins by now
-    name = "hydra_plugins.search.Search"
-    node = {"_target_": name, "direction": "maximize", "n_trials": 2}
-    store = ConfigStore.instance()
-    store.store(group="hydra/sweeper", name="search", node=node, provider="test")
-    monkeypatch.setitem(Plugins.instance().class_name_to_class, name, Search)
-    monkeypatch.setattr(Search, "seen", [])
-    yield Search.seen
-    del store.repo["hydra"]["sweeper"]["search.yaml"]
-
-
-@pytest.mark.slow
-def test_a_search_is_given_the_best_held_out_metric_of_each_job(run, search):
-    answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, code=0)
-    lines = [line for line in answer.out.splitlines() if line.startswith("done: ")]
-    histories = [results.read(line.split("; ")[-1]).history for line in lines]
-    assert search == [max(history["val/accuracy"]) for history in histories if history]
-    assert answer.err.splitlines() == [f"npas-train: [{n}/2] optim.lr=0.0{n}" for n in (1, 2)]
-    best = max(zip(search, ("0.01", "0.02"), strict=True))
-    assert answer.out.splitlines()[-1] == f"best: {best[0]:.4g} by optim.lr={best[1]}"
-    again = run("npas-train", "-m", "hydra/sweeper=search", *WORDS)
-    assert again.code == 0 and search[2:] == search[:2]  # of runs that are skipped, too
-
-
-@pytest.mark.parametrize(
-    ("word", "line", "code"),
-    [
-        ("hydra.sweeper.direction=minimize", "write hydra.sweeper.direction=maximize", 2),
-        ("data.val_fraction=0", "a search needs held-out data: set data.val_fraction", 2),
-        ("batch_size=100000", "batch_size=100000 is more than the", 1),
-    ],
-)
-def test_a_search_that_can_learn_nothing_ends_with_one_line(run, search, word, line, code):
-    answer = run("npas-train", "-m", "hydra/sweeper=search", *WORDS, word)
-    assert answer.code == code
-    assert line in answer.err.splitlines()[-1]
-    assert search == [] and "done: " not in answer.out
 
 
 def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric():

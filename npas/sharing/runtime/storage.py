@@ -56,7 +56,10 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
                 os.replace(following, directory / name)
     weights, text = (directory / f"{file}.{os.getpid()}.tmp" for file in (WEIGHTS_FILE, name))
     try:
-        save_file(_distinct(model.state_dict()), str(weights), {"format": "pt"})
+        state = model.state_dict()
+        names = {_memory(state[name]): name for name in sorted(state, reverse=True)}  # tied: one
+        tensors = untied({name: state[name] for name in names.values()})
+        save_file(tensors, str(weights), {"format": "pt"})
         text.write_text(_described(description, weights), encoding="utf-8")
         shutil.copymode(text, weights)  # safetensors makes it readable for the owner only
         os.replace(text, following)
@@ -67,16 +70,15 @@ def write(model: nn.Module, directory: Path, name: str, description: Mapping[str
         text.unlink(missing_ok=True)
 
 
-def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return each tensor under its first name, contiguous and with memory of its own."""
-    first = {_memory(state[name]): name for name in sorted(state, reverse=True)}
-    found, seen = {}, set()
-    for name, tensor in ((name, state[name]) for name in first.values()):
-        storage = tensor.untyped_storage()
-        is_whole = storage.nbytes() == tensor.nbytes and tensor.is_contiguous()
-        alone = is_whole and storage.data_ptr() not in seen
-        found[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
-        seen.add(storage.data_ptr())
+def untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors that share no memory, copying all but the first of tied ones."""
+    seen: set[int] = set()
+    found = {}
+    for key, tensor in tensors.items():
+        plain = tensor.detach().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        found[key] = plain.clone() if address in seen else plain
+        seen.add(address)
     return found
 
 
