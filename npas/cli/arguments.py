@@ -147,6 +147,11 @@ def _passed_on(override: Any, single: str, folders: Sequence[Path], known: Colle
     return line if override.is_delete() else f"++{line.lstrip('+')}"
 
 
+def as_written(override: Any) -> str:
+    """Return an override without what `_passed_on` has put before it."""
+    return str(override.input_line).removeprefix("++")
+
+
 def explain(
     error: BaseException, known: Collection[str], config_dir: str | None = None
 ) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from npas import config as schema
 from npas.cli import app
+from npas.cli.arguments import as_written
 from npas.config import CONFIG_FILE, Config, read_config
 from npas.utils.checks import join
 
@@ -100,7 +101,7 @@ def _change(stored: dict[str, Any], composed: Mapping[str, Any]) -> None:
             value, node = value.get(name, {}), node.setdefault(name, {})
         is_node = isinstance(value.get(leaf), dict) and override.key_or_group not in keys
         if override.is_delete() or is_node:
-            line = str(override.input_line).removeprefix("++")
+            line = as_written(override)
             raise ValueError(f"{line} cannot be combined with run=: set keys, as optim.lr=0.1")
         if leaf in value:  # not `run` itself, which was removed
             node[leaf] = value[leaf]

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from npas.cli import app
 from npas.cli.app import Command, Job
+from npas.cli.arguments import as_written
 from npas.utils import processes
 from npas.utils.progress import Bar
 
@@ -115,7 +116,7 @@ class _Sweep(Generic[T]):
 def _choices(override: Any) -> list[str]:
     """Expand an override of a sweep into overrides of single values."""
     if override.is_interval_sweep():
-        line = f"{override.input_line}: list the values of a sweep, as key=0.1,0.2"
+        line = f"{as_written(override)}: list the values of a sweep, as key=0.1,0.2"
         raise ValueError(f"{line}; {SEARCHES}")
     sweeps = override.is_sweep_override()
     values = override.sweep_string_iterator() if sweeps else [override.get_value_element_as_str()]

@@ -37,7 +37,7 @@ WRONG = [
     ("npas-train -m seed=range(0,9,0)", "seed=range(0,9,0): the step of a range must not be 0"),
     (
         "npas-train -m optim.lr=interval(0,1)",
-        "optim.lr=interval(0,1): list the values of a sweep, as key=0.1,0.2; searches run by W&B",
+        "npas-train: optim.lr=interval(0,1): list the values of a sweep, as key=0.1,0.2; ",
     ),
     ("npas-train -m --cfg job seed=0,1", "seed=0,1 has several values: --cfg and --info show a"),
     ("npas-train --package optim", "--package needs --cfg"),

@@ -85,7 +85,7 @@ def test_a_renamed_run_does_not_begin_again(run, folder, asked, name):
         ("run=FOLDER +exp=digits", "+exp=digits cannot be combined with run="),
         ("run=FOLDER model.depht=3", "run=FOLDER: unknown key 'model.depht': did you mean"),
         ("run=FOLDER pruning.amount={*:2}", "pruning.amount.* must be below 1, got 2.0"),
-        ("run=FOLDER optim.muon={lr:0.2}", "optim.muon={lr:0.2} cannot be combined with run="),
+        ("run=FOLDER optim.muon={lr:0.2}", "npas-train: optim.muon={lr:0.2} cannot be combined"),
         ("run=FOLDER ~seed", "~seed cannot be combined with run="),
     ],
 )
