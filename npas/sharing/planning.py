@@ -102,7 +102,7 @@ def plan(
         return allocate_templates(specs, group_of, templates, dense, scheme)
     if request is None:
         raise ValueError(
-            "nothing says how many parameters to use: give a budget (0.1, 18M) or templates"
+            "the number of parameters is missing: give a budget (0.1, 18M) or templates"
         )
     if request.size is not None:
         if allocator == "reference":
@@ -142,8 +142,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     low_rank, trains = options["low_rank"], options["train_coefficients"]
     if not trains and generator != "wavg":
         raise ValueError(
-            f"train_coefficients=False needs generator='wavg', not {generator!r}: its coefficients"
-            " are free of anything that trains"
+            f"train_coefficients=False needs generator='wavg', not {generator!r}: only its"
+            " coefficients can be fixed"
         )
     if not trains and start == "sparse":
         raise ValueError(
@@ -262,8 +262,8 @@ def fit_inside(
         if options[option] != default and option not in given:
             names = f"give {CODEBOOK!r} or {fitting.BASIS!r}, " if option == "generator" else ""
             raise ValueError(
-                f"init='fit' chooses from the weights what {option} would say: leave {option} out,"
-                f" {names}or give templates in place of a budget"
+                f"{option} does not apply to init='fit', which chooses it from the weights: leave"
+                f" {option} out, {names}or give templates in place of a budget"
             )
     layers = find_layers(model, options["include"], options["exclude"])
     refuse_meta(model)

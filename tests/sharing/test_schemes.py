@@ -195,13 +195,13 @@ def test_a_layer_of_its_own_shape_weighs_all_its_templates():
         ({"upsample_templates": 0}, "from 1 to 10,000"),
         ({"upsample_templates": 2, "upsampler": "mask"}, "leave upsampler and coefficient_init"),
         *(
-            ({"generator": name, option: value}, f"mixes no templates, which {option}={value!r} is")
+            ({"generator": name, option: value}, f"{option}={value!r} does not apply to")
             for name in ("hash", "basis", "tiles", "factorized")
             for option, value in (("upsampler", "mask"), ("max_templates", 4), ("templates", 2))
         ),
-        ({"upsample_templates": 2, "generator": "channels"}, "which upsample_templates=2 is about"),
+        ({"upsample_templates": 2, "generator": "channels"}, "upsample_templates=2 does not apply"),
         ({"budget": "4MB", "generator": "hash"}, "no use for more: ask for fewer bytes"),
-        ({"generator": "basis", "coefficient_init": "sparse"}, "says nothing of generator='basis'"),
+        ({"generator": "basis", "coefficient_init": "sparse"}, "apply to generator='basis'"),
         ({"generator": "hash", "budget": 2.0}, "no use for more parameters than the layers have"),
         ({"groups": "depth:9"}, "the network has 5 numbered blocks"),
         ({"groups": "depth:0"}, "the network has 5 numbered blocks"),

@@ -48,13 +48,13 @@ def check_generator(generator: str, coefficient_init: str, options: Mapping[str,
         for option, default in ignored.items():
             if options[option] != default:
                 raise ValueError(
-                    f"generator={generator!r} mixes no templates, which"
-                    f" {option}={options[option]!r} is about: leave it out, or use generator='wavg'"
+                    f"{option}={options[option]!r} does not apply to generator={generator!r}, which"
+                    " mixes no templates: leave it out, or use generator='wavg'"
                 )
         starts = ("orthogonal", "sparse") if generator == CHANNELS else ("orthogonal",)
         if coefficient_init not in starts:
             raise ValueError(
-                f"coefficient_init={coefficient_init!r} says nothing of generator={generator!r}:"
+                f"coefficient_init={coefficient_init!r} does not apply to generator={generator!r}:"
                 f" leave it {' or '.join(starts)}"
             )
     if upsample_templates > 1 and (upsampler != "inter" or coefficient_init in OF_DEPTH):
