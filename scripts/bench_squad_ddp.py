@@ -33,7 +33,7 @@ from ranks import measure_in_ranks
 
 EXP = "ssn_squad2"
 DENSE, SHARED = 334_094_338, 18_000_000
-KEYS = ("batch", "length", "device", "ranks", "bucket_mb", "rounds", "words")
+KEYS = ("batch", "length", "device", "ranks", "bucket_mb", "rounds", "overrides")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--bucket-mb", type=float, default=25, help="torch's default is 25")
-    parser.add_argument("--words", nargs="*", default=[], help=f"overrides of +exp={EXP}")
+    parser.add_argument("--overrides", nargs="*", default=[], help=f"overrides of +exp={EXP}")
     parser.add_argument("--table", action="store_true", help="only print the model")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     return parser.parse_args()
@@ -177,7 +177,7 @@ class Stepper:
         from npas.training.experiment import build_network
 
         dense = ["budget=dense"] if budget == "dense" else []
-        config = compose(f"+exp={EXP}", *arguments.words, *dense)
+        config = compose(f"+exp={EXP}", *arguments.overrides, *dense)
         spec = InputSpec((arguments.length,), 2, outputs="span")
         network = build_network(config, spec).to(arguments.device)
         self.device = arguments.device

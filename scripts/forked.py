@@ -100,9 +100,13 @@ class Forks:
     """Start calls in forks of one process that has everything imported, with `paths` importable."""
 
     def __init__(self, paths: Sequence[Path] = ()) -> None:
-        words = [sys.executable, __file__, *map(str, paths)]
+        command = [sys.executable, __file__, *map(str, paths)]
         self.server = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         self.runs: list[Run] = []
         self._answer()  # once all is imported

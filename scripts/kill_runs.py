@@ -78,7 +78,7 @@ def main() -> int:
         f" {summary['runs_with_rubbish']} left an unfinished file"
     )
     if arguments.out:
-        write(arguments.out, words=overrides, seed=arguments.seed, **found)
+        write(arguments.out, overrides=overrides, seed=arguments.seed, **found)
     return 1 if summary["runs_that_differ"] else 0
 
 

@@ -45,9 +45,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", default=",".join(list(METHODS)[:3]), help="comma-separated")
     parser.add_argument("--metric", default="f1")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--words", nargs="*", default=[], help="overrides of every run")
-    parser.add_argument("--pre-words", nargs="*", default=[], help="overrides of --pre")
-    parser.add_argument("--fine-words", nargs="*", default=[], help="overrides of --fine")
+    parser.add_argument("--overrides", nargs="*", default=[], help="overrides of every run")
+    parser.add_argument("--pre-overrides", nargs="*", default=[], help="overrides of --pre")
+    parser.add_argument("--fine-overrides", nargs="*", default=[], help="overrides of --fine")
     parser.add_argument("--root", type=Path, help="keep the runs here")
     parser.add_argument("--out", type=Path, help="also write the results as JSON")
     found = parser.parse_args()
@@ -93,12 +93,12 @@ def measure(arguments: argparse.Namespace, root: Path, method: str, seed: int) -
     before, overrides = METHODS[method]
     found: dict[str, Any] = {}
     if before is not None:
-        result, _ = train(arguments.pre, root, seed, arguments, [*arguments.pre_words, *before])
+        result, _ = train(arguments.pre, root, seed, arguments, [*arguments.pre_overrides, *before])
         found["pre_trained"] = result["metrics"]["last"]
         found["pre_trained_wall_s"] = result["wall_s"]
         start = f"{'fit:' if method == 'fitted' else ''}{result['folder']}"
         overrides = [*overrides, f"sharing.init={start}"]
-    overrides = [*arguments.fine_words, *overrides]
+    overrides = [*arguments.fine_overrides, *overrides]
     result, stderr = train(arguments.fine, root, seed, arguments, overrides)
     found |= {"metrics": result["metrics"]["last"], "parameters": result["budget"]["used"]}
     found |= {"steps": result["steps"], "wall_s": result["wall_s"]}
@@ -118,7 +118,7 @@ def train(
     from npas.config import run_dir
     from npas.reporting.compose import compose
 
-    overrides = [f"+exp={exp}", f"seed={seed}", *arguments.words, *overrides]
+    overrides = [f"+exp={exp}", f"seed={seed}", *arguments.overrides, *overrides]
     overrides += ["wandb.mode=disabled", f"run_root={root}"]
     command = [sys.executable, "-m", "npas.cli.train", *overrides]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -81,7 +81,7 @@ def test_a_file_gets_the_mode_of_a_new_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("it's 'this'\nand that"), "it's 'this'"),
         (ValueError("  \n"), "ValueError"),
@@ -91,5 +91,5 @@ def test_a_file_gets_the_mode_of_a_new_one(tmp_path):
         (RuntimeError("x" * 300), "x" * 200),
     ],
 )
-def test_reasons_are_one_line(error, said):
-    assert reason(error) == said
+def test_reasons_are_one_line(error, message):
+    assert reason(error) == message

@@ -75,8 +75,8 @@ def test_commands_run_from_another_folder_and_are_the_wheels(scripts):
         assert Path(path).is_relative_to(scripts.parent)
     assert "budget" in run(scripts / "npas-plan", "+exp=digits")
     assert "| dense network |" in run(scripts / "npas-table", "digits")
-    words = ("epochs=1", "wandb.mode=disabled", "optim.milestones=[]")
-    assert "test accuracy" in run(scripts / "npas-train", *words)
+    overrides = ("epochs=1", "wandb.mode=disabled", "optim.milestones=[]")
+    assert "test accuracy" in run(scripts / "npas-train", *overrides)
     (result,) = Path("runs").glob("digits/*/result.json")
     assert '"commit": null' in result.read_text()
     for name in ("train", "plan", "eval", "export", "table", "runs", "report"):
@@ -91,6 +91,6 @@ def test_the_example_package_is_installed_and_trains(tmp_path):
     lent = f"import site; site.addsitedir({LIBRARIES!r})"
     scripts = environment(tmp_path / "environment", lent)
     install(scripts, source)
-    words = ("+exp=rolled_digits", "budget=0.2", "epochs=1", "wandb.mode=disabled")
+    overrides = ("+exp=rolled_digits", "budget=0.2", "epochs=1", "wandb.mode=disabled")
     train = "import sys; from npas.cli.train import main; sys.exit(main())"
-    assert "test accuracy" in run(scripts / "python", "-c", train, *words)
+    assert "test accuracy" in run(scripts / "python", "-c", train, *overrides)

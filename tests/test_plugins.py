@@ -50,14 +50,14 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_a_package_brings_a_network_and_its_experiment(installed, tmp_path, capsys):
-    words = ["+exp=mlp_digits", "budget=0.2", "model.width=32", "epochs=1", "wandb.mode=disabled"]
-    assert train.main(words) == 0
+    overrides = ["+exp=mlp_digits", "budget=0.2", "model.width=32", "epochs=1"]
+    assert train.main(overrides) == 0
     (folder,) = (tmp_path / "runs/mlp_digits").iterdir()
     found = results.read(folder)
     assert found.status == "done" and found.config["model"] == {
         "family": "mlp", "width": 32, "layers": 4
     }  # fmt: skip
-    assert train.main(words) == 0 and "skipped" in capsys.readouterr().out
+    assert train.main(overrides) == 0 and "skipped" in capsys.readouterr().out
     assert evaluate.main([f"run={folder}"]) == 0
     capsys.readouterr()
     assert plan.main(["model=mlp", "model.layers=1", "budget=dense", "format=json"]) == 0
@@ -69,23 +69,23 @@ def test_a_package_brings_a_network_and_its_experiment(installed, tmp_path, caps
         ("model=mpl", "did you mean 'mlp'"),
     ):
         assert plan.main(["model=mlp", word]) == 2
-        said = capsys.readouterr().err
-        assert line in said and said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert line in message and message.count("\n") == 1
 
 
 @pytest.mark.slow
 def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(schemes, "_found", {})
-    words = ["+exp=rolled_digits", "budget=0.2", "wandb.mode=disabled", "model.width=32"]
-    assert train.main([*words, "epochs=1"]) == 0
+    overrides = ["+exp=rolled_digits", "budget=0.2", "wandb.mode=disabled", "model.width=32"]
+    assert train.main([*overrides, "epochs=1"]) == 0
     (folder,) = (tmp_path / "runs/rolled_digits").iterdir()
     found = results.read(folder)
     assert found.status == "done" and found.budget.used == found.budget.allowed
     assert found.config["sharing"]["generator"] == "rolled"
     capsys.readouterr()
-    assert train.main([*words, "epochs=1"]) == 0 and "skipped" in capsys.readouterr().out
+    assert train.main([*overrides, "epochs=1"]) == 0 and "skipped" in capsys.readouterr().out
     assert evaluate.main([f"run={folder}"]) == 0
-    assert plan.main(words) == 0
+    assert plan.main(overrides) == 0
     assert " rolled" in capsys.readouterr().out
     learned = ["sharing.groups=learned", "sharing.num_groups=2"]
     for wrong, line in (
@@ -93,17 +93,17 @@ def test_a_package_brings_a_way_to_share(installed, tmp_path, capsys, monkeypatc
         (["sharing.upsample_templates=2"], "upsample_templates"),
         (learned, "not with sharing.generator=rolled: choose wavg or emb"),
     ):
-        assert plan.main([*words, *wrong]) == 2
-        said = capsys.readouterr().err
-        assert line in said and said.count("\n") == 1
+        assert plan.main([*overrides, *wrong]) == 2
+        message = capsys.readouterr().err
+        assert line in message and message.count("\n") == 1
     (next(installed.glob("*.dist-info")) / "entry_points.txt").write_text(
         "[npas.models]\nmlp = npas_mlp.mlp\n"
     )
     monkeypatch.setattr(schemes, "_found", {})
     plugins._found.cache_clear()
     assert evaluate.main([f"run={folder}"]) == 2
-    said = capsys.readouterr().err
-    assert "there is no 'rolled'" in said and "install its package" in said
+    message = capsys.readouterr().err
+    assert "there is no 'rolled'" in message and "install its package" in message
 
 
 def test_a_script_registers_families(tmp_path, monkeypatch):

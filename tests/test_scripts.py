@@ -16,14 +16,15 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Return a function that runs a script with these words, and returns what it wrote."""
+    """Return a function that runs a script with these arguments, and returns what it wrote."""
 
-    def run(script, *words):
+    def run(script, *arguments):
         path, out = str(SCRIPTS / f"{script}.py"), tmp_path / f"{script}.json"
         if "ddp" in script:  # whose processes must import it
-            subprocess.run([sys.executable, path, *words, "--out", out], check=True, timeout=300)
+            command = [sys.executable, path, *arguments, "--out", out]
+            subprocess.run(command, check=True, timeout=300)
         else:
-            monkeypatch.setattr(sys, "argv", [script, *words, "--out", str(out)])
+            monkeypatch.setattr(sys, "argv", [script, *arguments, "--out", str(out)])
             runpy.run_path(path, run_name="__main__")
         found = json.loads(out.read_text())
         assert {"versions", "hardware"} <= found.keys()
@@ -45,7 +46,7 @@ def test_the_page_of_keys_is_what_the_dataclasses_say():
 
 @pytest.mark.slow
 def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
-    words = ["+exp=digits", "sharing.groups=type", "budget=0.2"]
+    overrides = ["+exp=digits", "sharing.groups=type", "budget=0.2"]
 
     def loss(overrides, weights, sizes):  # least where linear layers get a quarter of the weight
         tried.append(sizes)
@@ -55,7 +56,7 @@ def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
         with monkeypatch.context() as patched:
             patched.setattr(split_budget, "trial", loss)
             tried = []
-            best, lowest = split_budget.search(words, trials)
+            best, lowest = split_budget.search(overrides, trials)
         assert best == {"conv2d": 1, "linear": found} and lowest == loss([], best, {})
         assert len(tried) <= trials + 1  # this line's own call among them
         assert all(sizes not in tried[:i] for i, sizes in enumerate(tried))  # no split twice
@@ -65,14 +66,14 @@ def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
         )
         patched.setattr(split_budget, "trial", lambda _, __, sizes: tried.append(sizes) or 1.0)
         tried = []
-        split_budget.search(words, 4)
+        split_budget.search(overrides, 4)
     assert [sizes["linear"] for sizes in tried] == [9, 16, 11]
-    assert split_budget.main([*words[:1], "budget=0.2"]) == 2
+    assert split_budget.main([*overrides[:1], "budget=0.2"]) == 2
     assert "there is one group, all: set sharing.groups" in capsys.readouterr().err
-    assert split_budget.main([*words[1:], "bogus=1"]) == 2
+    assert split_budget.main([*overrides[1:], "bogus=1"]) == 2
     assert "unknown key 'bogus'" in capsys.readouterr().err
     short = ["epochs=1", "model.depth=10", "model.width=0.25", f"run_root={tmp_path}"]
-    assert split_budget.main(["--trials", "2", *words, *short, "wandb.mode=disabled"]) == 0
+    assert split_budget.main(["--trials", "2", *overrides, *short, "wandb.mode=disabled"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("best: sharing.group_weights=")
     assert sum("(conv2d " in line for line in lines) == 2
@@ -80,8 +81,8 @@ def test_a_budget_is_split_by_trials(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_input_pipelines(measured):
-    words = "--images 6 --batch 2 --workers 0,1 --rounds 1 --seconds 0 --networks wrn_digits"
-    found = measured("bench_input", *words.split(), "--only", "imagenet,digits,networks")
+    options = "--images 6 --batch 2 --workers 0,1 --rounds 1 --seconds 0 --networks wrn_digits"
+    found = measured("bench_input", *options.split(), "--only", "imagenet,digits,networks")
     assert [row["row"] for row in found["rows"]] == [
         *(f"imagenet {form}, {n} workers" for form in ("folder", "shards") for n in (0, 1)),
         "digits, resident",
@@ -93,8 +94,8 @@ def test_input_pipelines(measured):
 
 @pytest.mark.slow
 def test_a_bank_leaves_with_the_last_gradient_and_is_as_small_as_its_budget(measured):
-    words = "--rounds 1 --batch 2 --budgets 0.1 --bucket-mb 0.2"
-    dense, single, stages = measured("bench_ddp", *words.split())["rows"]
+    options = "--rounds 1 --batch 2 --budgets 0.1 --bucket-mb 0.2"
+    dense, single, stages = measured("bench_ddp", *options.split())["rows"]
     assert [row["groups"] for row in (dense, single, stages)] == ["", "single", "stages"]
     for row in (dense, single, stages):
         assert row["gradient_bytes"] == 4 * row["parameters"]
@@ -106,8 +107,8 @@ def test_a_bank_leaves_with_the_last_gradient_and_is_as_small_as_its_budget(meas
 
 @pytest.mark.slow
 def test_both_networks_send_four_bytes_a_parameter(measured):
-    words = "--rounds 1 --length 16 --words model=bert_tiny budget=200K"
-    dense, shared = measured("bench_squad_ddp", *words.split())["rows"]
+    options = "--rounds 1 --length 16 --overrides model=bert_tiny budget=200K"
+    dense, shared = measured("bench_squad_ddp", *options.split())["rows"]
     assert (dense["network"], shared["network"]) == ("dense", "shared")
     for row in (dense, shared):
         assert row["sent_bytes"] == 4 * row["parameters"]
@@ -116,7 +117,7 @@ def test_both_networks_send_four_bytes_a_parameter(measured):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("command", "message"),
     [
         ("bench --model nix", "--model nix: see --help"),
         ("bench --budgets abc", "--budgets abc: give numbers"),
@@ -128,10 +129,10 @@ def test_both_networks_send_four_bytes_a_parameter(measured):
         ("step_costs digits --only nix", "--only nix: no row of digits has that text"),
     ],
 )
-def test_invalid_arguments_are_one_line(monkeypatch, capsys, words, said):
-    script, *arguments = words.split()
+def test_invalid_arguments_are_one_line(monkeypatch, capsys, command, message):
+    script, *arguments = command.split()
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
     text = f"{stopped.value.code}\n{capsys.readouterr().err}"
-    assert said in text and "Traceback" not in text
+    assert message in text and "Traceback" not in text

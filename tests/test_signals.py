@@ -105,8 +105,8 @@ PROGRAMS = {
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_a_program_gets_its_signals(case):
     code, status, out = PROGRAMS[case]
-    words = [sys.executable, "-c", START + code]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    command = [sys.executable, "-c", START + code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == status and done.stdout.startswith(out), done
     assert bool(done.stdout) == bool(out)
 

@@ -11,8 +11,8 @@ import pytest
 
 SCRIPTS = sorted((Path(__file__).resolve().parents[1] / "scripts" / "slurm").iterdir())
 BATCHES = [path for path in SCRIPTS if path.suffix == ".sbatch"]
-# Stand in for Slurm's commands and ours: each notes its words; npas-train ends as it is told to,
-# or stops with 75 when it is told to wait for a signal.
+# Stand in for Slurm's commands and ours: each notes its arguments; npas-train ends as asked,
+# or stops with 75 when asked to wait for a signal.
 PROGRAMS = {
     "scontrol": 'echo "scontrol $*" >>"$NOTES"; echo node1',
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
@@ -56,7 +56,7 @@ def test_a_script_says_what_it_does_and_how_to_submit_it(path):
 @pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.name)
 @pytest.mark.parametrize(("ends", "says"), [("0", "done"), ("1", "failed"), ("75", "preempted")])
 def test_only_what_was_preempted_goes_back_to_the_queue(environ, tmp_path, path, ends, says):
-    # torchrun's own code is 1 whatever its processes ended with: what they said counts.
+    # torchrun's own code is 1 whatever its processes ended with: what they wrote counts.
     code = "1" if ends == "75" and "torchrun" in path.name else ends
     environ |= {"ENDS": code, "SAYS": says}
     command = ["bash", str(path), "+exp=digits", "seed=1"]
@@ -80,11 +80,11 @@ def test_one_machine_passes_the_signal_on_and_waits_for_the_end(environ, tmp_pat
     assert "scontrol requeue 77" in notes and "trainer.devices=4" in notes
 
 
-def test_a_sweep_goes_to_submitit_with_its_words(environ, tmp_path):
+def test_a_sweep_goes_to_submitit_with_its_overrides(environ, tmp_path):
     (path,) = (path for path in SCRIPTS if path not in BATCHES)
     environ["ENDS"] = "0"
     command = ["bash", str(path), "+exp=digits", "budget=0.1,0.5", "seed=0,1"]
     assert subprocess.run(command, env=environ, cwd=tmp_path, timeout=20).returncode == 0
-    said = (tmp_path / "notes").read_text()
-    assert "npas-train -m +exp=digits budget=0.1,0.5 seed=0,1 trainer.devices=1" in said
-    assert "hydra/launcher=submitit_slurm" in said
+    message = (tmp_path / "notes").read_text()
+    assert "npas-train -m +exp=digits budget=0.1,0.5 seed=0,1 trainer.devices=1" in message
+    assert "hydra/launcher=submitit_slurm" in message

@@ -126,8 +126,8 @@ def test_a_file_of_the_users_own_that_is_not_found_or_not_read_as_meant(run):
     dry = run("npas-train", "--config-dir", "conf", "+exp=mine", "dry_run=true")
     assert "the run would be runs/mine/budget-0.3_seed-0" in dry.out
     Path("conf/exp/latin.yaml").write_bytes(HEAD.encode() + "# für\n".encode("latin-1"))
-    said = "a YAML file is not UTF-8 text: save it"
-    run("npas-plan", "--config-dir", "conf", "+exp=latin", refused=said)
+    message = "a YAML file is not UTF-8 text: save it"
+    run("npas-plan", "--config-dir", "conf", "+exp=latin", refused=message)
     answer = run("npas-train", "--cfg", "job", "--package", "nosuch", code=2)
     assert "--package nosuch is not in the config" in answer.err
     assert "asked 0.4" in run("npas-plan", "--config-dir", "conf", "+own=big").out

@@ -17,8 +17,8 @@ def exported(tmp_path_factory):
     from npas.cli import train
 
     root = tmp_path_factory.mktemp("exported") / "runs"
-    words = [*SMALL, "budget=12KB", "optim.ema_decay=0.5", f"run_root={root}"]
-    assert train.main(words) == 0
+    overrides = [*SMALL, "budget=12KB", "optim.ema_decay=0.5", f"run_root={root}"]
+    assert train.main(overrides) == 0
     (folder,) = root.glob("digits/budget-12KB_seed-0_*")
     return folder
 
@@ -33,10 +33,10 @@ def test_a_run_with_a_budget_in_bytes_exports_at_its_end(run, exported):
     assert found.metrics.keys() == result.metrics.last.keys()
     assert found.metrics != result.metrics.last  # it was quantized
 
-    words = ("npas-eval", f"run={exported}", "format=json", "device=cpu")
-    answer = run(*words, f"artifact={exported / ARTIFACT_FILE}")
+    overrides = ("npas-eval", f"run={exported}", "format=json", "device=cpu")
+    answer = run(*overrides, f"artifact={exported / ARTIFACT_FILE}")
     assert json.loads(answer.out) == found.metrics
-    assert json.loads(run(*words).out) == result.metrics.last
+    assert json.loads(run(*overrides).out) == result.metrics.last
 
 
 @pytest.mark.slow
@@ -51,16 +51,16 @@ def test_any_run_can_be_exported_as_an_artifact(run, trained, exported):
     run("npas-export", f"run={folder}", "format=artifact", code=0)
     own, again = folder / ARTIFACT_FILE, folder / "export" / ARTIFACT_FILE
     assert own.read_bytes() == again.read_bytes()
-    said = "shares in another way: name its own run"
-    run("npas-eval", f"run={folder}", "artifact=small.npas", refused=said)
+    message = "shares in another way: name its own run"
+    run("npas-eval", f"run={folder}", "artifact=small.npas", refused=message)
     own.write_bytes(own.read_bytes()[:-1])
     run("npas-eval", f"run={folder}", f"artifact={own}", refused="is damaged")
 
 
 @pytest.mark.slow
 def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run):
-    words = ("npas-train", *SMALL, "budget=12KB", "artifact.expected_ratio=3")
-    answer = run(*words)
+    overrides = ("npas-train", *SMALL, "budget=12KB", "artifact.expected_ratio=3")
+    answer = run(*overrides)
     assert answer.code == 1
     (line,) = [line for line in answer.err.splitlines() if "failed" in line]
     assert "more than the 12KB that it may: share with about budget=" in line
@@ -72,18 +72,18 @@ def test_an_artifact_over_its_budget_fails_and_keeps_what_was_trained(run):
     assert not (folder / ARTIFACT_FILE).exists()
     run("npas-eval", f"run={folder}", code=0)
     run("npas-export", f"run={folder}", "format=artifact", refused="more than the 12KB")
-    assert run(*words).code == 1  # says it again, and trains nothing
+    assert run(*overrides).code == 1  # says it again, and trains nothing
     assert results.read(folder).steps == result.steps
 
 
 @pytest.mark.parametrize("budget", ["dense", "8K", "12KB"])
 def test_a_plan_says_the_bytes_of_every_budget(run, budget):
-    words = ("npas-plan", *SMALL[:2], f"budget={budget}")
-    found = json.loads(run(*words, "format=json").out)["artifact"]
+    overrides = ("npas-plan", *SMALL[:2], f"budget={budget}")
+    found = json.loads(run(*overrides, "format=json").out)["artifact"]
     taken = found["bytes_before_compression"]
     assert found["cap"] == (12_000 if budget == "12KB" else None)
     line = f"artifact {taken:,} bytes before compression (int8, zlib)"
-    assert line in run(*words).out
-    six = json.loads(run(*words, "artifact.bits=6", "format=json").out)["artifact"]
+    assert line in run(*overrides).out
+    six = json.loads(run(*overrides, "artifact.bits=6", "format=json").out)["artifact"]
     if budget == "8K":  # the dense network is too small to be quantized
         assert six["bytes_before_compression"] < taken

@@ -13,30 +13,30 @@ from npas.reporting.compose import compose as compose_own
 
 
 def test_a_training_calls_back_with_what_it_logs_and_returns_its_result():
-    words = [*SMALL, "budget=0.5", "trainer.log_every=2", "data.val_fraction=0.2"]
+    overrides = [*SMALL, "budget=0.5", "trainer.log_every=2", "data.val_fraction=0.2"]
     records = []
-    result = npas.train(words, callbacks=[records.append])
+    result = npas.train(overrides, callbacks=[records.append])
     assert result.status == "done"
-    folder = run_dir(compose_own(*words))
+    folder = run_dir(compose_own(*overrides))
     assert results.read(folder) == result
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert len(logged) == 3 and records[:-1] == logged
     assert records[-1] == {"step": 4, "epoch": 1, "status": "done", **result.metrics.last}
     # Again as a whole config, and as a checked one: it is done.
     before = (folder / "result.json").stat().st_mtime_ns
-    for config in (result.config, compose_own(*words)):
+    for config in (result.config, compose_own(*overrides)):
         assert npas.train(config, [records.append]) == result
     assert (folder / "result.json").stat().st_mtime_ns == before and len(records) == 6
     # What a callback raises ends the run, whose record says so; the same call goes on.
-    words += ["seed=1"]
+    overrides += ["seed=1"]
 
     def stop(record):
         raise InterruptedError(f"at {record['step']}")
 
     with pytest.raises(InterruptedError, match="at 2"):
-        npas.train(words, [stop])
-    assert results.read(run_dir(compose_own(*words))).status == "failed"
-    assert npas.train(words).status == "done"
+        npas.train(overrides, [stop])
+    assert results.read(run_dir(compose_own(*overrides))).status == "failed"
+    assert npas.train(overrides).status == "done"
 
 
 @pytest.mark.parametrize(

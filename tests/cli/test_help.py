@@ -33,30 +33,30 @@ def test_what_the_help_says_of_defaults_is_so_and_its_examples_compose(run, comm
     start = next(
         i for i, line in enumerate(lines) if re.search("common keys|of its own", line, re.I)
     )
-    words = [word for line in lines[start + 1 : lines.index("", start)] for word in line.split()]
-    pairs = dict(word.split("=") for word in words if "=" in word)
+    text = " ".join(lines[start + 1 : lines.index("", start)])
+    pairs = dict(word.split("=") for word in text.split() if "=" in word)
     assert len(pairs) >= 2
     for key, value in pairs.items():
         assert str(OmegaConf.select(config, key)).lower() == value, key
     for line in lines[lines.index("Examples:") + 1 : start - 1]:
-        words = [word.split(",")[0] for word in shlex.split(line)[1:] if word != "-m"]
-        assert run(command, *words, "--cfg", "job").code == 0, line
+        arguments = [word.split(",")[0] for word in shlex.split(line)[1:] if word != "-m"]
+        assert run(command, *arguments, "--cfg", "job").code == 0, line
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "completions"),
     [
         ("npas-train budg", {"budget="}),
         ("npas-train +exp=shortest", {"+exp=shortest_paths", "+exp=shortest_paths_small"}),
         ("npas-plan form", {"format="}),
     ],
 )
-def test_a_shell_completes_keys_and_names(run, monkeypatch, line, words):
+def test_a_shell_completes_keys_and_names(run, monkeypatch, line, completions):
     command = line.split()[0]
     assert "complete" in run(command, "--shell-completion", "install=bash").out
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
-    assert set(run(command, "--shell-completion", "query=bash").out.split()) == words
+    assert set(run(command, "--shell-completion", "query=bash").out.split()) == completions
 
 
 @pytest.mark.slow
@@ -81,8 +81,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(run, monkeypatch, line):
         def write(self, text):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    command, *words = line.split()
+    command, *arguments = line.split()
     Path("runs").mkdir()
     monkeypatch.setattr("sys.stdout", Closed())
-    answer = run(command, *words)
+    answer = run(command, *arguments)
     assert answer.code == 0 and not answer.err

@@ -26,12 +26,12 @@ def test_a_run_of_ones_own_network_is_read_by_load(run, trained, tmp_path, monke
     result, card = results.read(trained), ModelCard.load(folder / "README.md")
     measured = {found.metric_type: found.metric_value for found in card.data.eval_results}
     assert measured == result.metrics.last and card.data.to_dict()["library_name"] == "npas"
-    for words in (
+    for text in (
         "budget 0.5",
         "Data: digits (no published",
         "data.root=data  # +exp=digits budget=0.5,",
     ):
-        assert words in card.text
+        assert text in card.text
     experiment = experiments.restore(str(trained), {"trainer.device": "cpu"})
     again = npas.load(folder, models.build(experiment.config.model, experiment.task.spec))
     x = torch.randn(2, 1, 8, 8)
@@ -51,12 +51,12 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run,
     for name in ("train", "test"):
         rows = "text,label\n" + 'Alan moved.,move\n"Alan played.",play\n' * 4
         (tmp_path / f"{name}.csv").write_text(rows)
-    words = ["+exp=text_classification", "task.train_file=train.csv", "task.test_file=test.csv"]
-    words += [f"data.root={tmp_path}", f"task.tokenizer={tokenizer}", "task.max_length=8"]
-    words += ["model.layers=1", "model.hidden=16", "model.heads=2", "model.intermediate=16"]
-    words += ["model.vocab_size=600", "model.positions=16", "epochs=1", "batch_size=2"]
-    words += ["data.val_fraction=null", "wandb.mode=disabled", "trainer.device=cpu", "budget=0.5"]
-    assert train.main([*words, f"run_root={tmp_path / 'runs'}"]) == 0
+    overrides = ["+exp=text_classification", "task.train_file=train.csv", "task.test_file=test.csv"]
+    overrides += [f"data.root={tmp_path}", f"task.tokenizer={tokenizer}", "task.max_length=8"]
+    overrides += ["model.layers=1", "model.hidden=16", "model.heads=2", "model.intermediate=16"]
+    overrides += ["model.vocab_size=600", "model.positions=16", "epochs=1", "batch_size=2"]
+    overrides += ["data.val_fraction=null", "wandb.mode=disabled", "trainer.device=cpu"]
+    assert train.main([*overrides, "budget=0.5", f"run_root={tmp_path / 'runs'}"]) == 0
     (folder,) = (tmp_path / "runs/text_classification").iterdir()
     run("npas-export", f"run={folder}", "format=hub", code=0)
     out = folder / "export" / "hub"
@@ -73,7 +73,7 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "said", "how"),
+    ("overrides", "message", "how"),
     [
         (
             ("budget=dense",),
@@ -87,15 +87,15 @@ def test_transformers_reads_the_dense_network_with_its_labels_and_tokenizer(run,
         ),
     ],
 )
-def test_what_shares_nothing_is_a_plain_network(run, trained, tmp_path, words, said, how):
-    assert train.main([*SMALL, *words, f"run_root={tmp_path / 'runs'}"]) == 0
+def test_what_shares_nothing_is_a_plain_network(run, trained, tmp_path, overrides, message, how):
+    assert train.main([*SMALL, *overrides, f"run_root={tmp_path / 'runs'}"]) == 0
     (folder,) = (tmp_path / "runs/digits").iterdir()
     for source in (trained, folder):  # nothing is left of an older export
         out = f"out={folder / 'export/hub'}"
         run("npas-export", f"run={source}", "format=hub", out, code=0)
     assert not (folder / "export/hub/allocation.json").exists()
     text = (folder / "export/hub/README.md").read_text()
-    assert said in text and how in text
+    assert message in text and how in text
     (folder / "result.json").rename(tmp_path / "result.json")  # as after a kill
     run("npas-export", f"run={folder}", "format=hub", out, code=0)
     card = (folder / "export/hub/README.md").read_text()

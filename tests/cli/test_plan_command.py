@@ -55,16 +55,16 @@ def test_the_table_shows_layers_counts_and_flops(run):
 
 @pytest.mark.slow
 def test_a_plan_that_is_known_to_be_poor_is_said_to_be(run):
-    words = ("npas-plan", "+exp=wrn_cifar10", "model.width=2", "budget=0.1")
+    overrides = ("npas-plan", "+exp=wrn_cifar10", "model.width=2", "budget=0.1")
     note = "6 of 29 layers have the same weight as another (stages.2.0.conv2.weight = stages.2."
-    assert f"note: {note}" in run(*words).out
+    assert f"note: {note}" in run(*overrides).out
     for better in ("sharing.low_rank=1", "sharing.generator=hash", "sharing.upsample_templates=2"):
-        assert "note:" not in run(*words, better).out
+        assert "note:" not in run(*overrides, better).out
     assert "note:" not in run("npas-plan", "budget=dense").out
     text = ("npas-plan", "+exp=shakespeare", "budget=0.25")
     note = "note: tokens.weight reads templates: on text it did better"
-    for words in ([], ["sharing.groups=type"]):
-        assert note in run(*text, *words).out
+    for overrides in ([], ["sharing.groups=type"]):
+        assert note in run(*text, *overrides).out
     assert "note:" not in run(*text, "sharing.generator=hash").out
     assert "note:" not in run(*text, "sharing=no_embeddings").out
     many = run("npas-plan", "+exp=shakespeare", "budget=2", "sharing=legendre").out

@@ -19,11 +19,11 @@ PRUNED = (*SMALL, "pruning=hrank", "pruning.amount=0.5", "pruning.batches=1")
 @pytest.mark.parametrize("budget", ["0.5", "dense"])
 @pytest.mark.slow
 def test_a_run_ends_with_what_was_planned_and_its_export_is_that_network(run, budget):
-    words = (*PRUNED, f"budget={budget}", "artifact.export=true")
-    planned = json.loads(run("npas-plan", *words, "format=json").out)
+    overrides = (*PRUNED, f"budget={budget}", "artifact.export=true")
+    planned = json.loads(run("npas-plan", *overrides, "format=json").out)
     kept = f"28 of 56 filters kept: {planned['pruning']['exported']:,} parameters"
-    assert kept in run("npas-plan", *words).out
-    assert "pruning  28 of 56 filters kept" in run("npas-train", *words, code=0).out
+    assert kept in run("npas-plan", *overrides).out
+    assert "pruning  28 of 56 filters kept" in run("npas-train", *overrides, code=0).out
     (folder,) = Path("runs/digits").iterdir()
     result = results.read(folder)
     assert json.loads((folder / "result.json").read_text())["pruning"] == planned["pruning"]

@@ -20,7 +20,7 @@ def test_the_committed_results_become_one_file_without_torch():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["results=nowhere"], "there is no folder results=nowhere: name one that exists"),
         (["runs=nowhere"], "there is no folder runs=nowhere"),
@@ -31,8 +31,8 @@ def test_the_committed_results_become_one_file_without_torch():
         (["root=runs"], "unknown key 'root'"),
     ],
 )
-def test_invalid_arguments_are_one_line(run, words, said):
+def test_invalid_arguments_are_one_line(run, arguments, message):
     Path("empty").mkdir()
     Path("file").touch()
-    run("npas-report", *words, refused=said)
+    run("npas-report", *arguments, refused=message)
     assert not Path("report.html").exists()

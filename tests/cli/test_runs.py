@@ -55,7 +55,7 @@ def test_runs_are_listed_filtered_and_sorted(run, make_run):
     whole = run("npas-runs")
     assert whole.code == 0 and whole.out.endswith("\n5 runs\n")
     assert all(status in whole.out for status in ("done", "unfinished", "damaged", "90.50%"))
-    for words, budgets in (
+    for arguments, budgets in (
         (["status=done"], ["0.1", "0.1", "2"]),
         (["budget=0.10,2", "sort=-value"], ["2", "0.1", "0.1"]),
         (["budget=10%,200%", "sort=-value"], ["2", "0.1", "0.1"]),
@@ -65,8 +65,8 @@ def test_runs_are_listed_filtered_and_sorted(run, make_run):
         (["sort=seconds", "exp=dig*", "status=done,damaged"], ["0.1", "0.1", "2", "4"]),
         (["exp=other"], []),
     ):
-        listed = json.loads(run("npas-runs", *words, "format=json").out)
-        assert [each["budget"] for each in listed] == budgets, words
+        listed = json.loads(run("npas-runs", *arguments, "format=json").out)
+        assert [each["budget"] for each in listed] == budgets, arguments
     rows = run("npas-runs", "status=done", "format=csv").out.splitlines()
     assert rows[0].startswith("exp,budget,seed") and rows[1].startswith("digits,0.1,0,done")
 
@@ -137,7 +137,7 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         ("root=nowhere", "there is no folder root=nowhere"),
         ("budget", "'budget' is not key=value"),
@@ -150,6 +150,6 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
         ("clean yes=perhaps seed=0", "yes must be true or false"),
     ],
 )
-def test_invalid_arguments_get_one_line(run, make_run, words, line):
+def test_invalid_arguments_get_one_line(run, make_run, arguments, line):
     make_run("0.1")
-    run("npas-runs", *words.split(), refused=line)
+    run("npas-runs", *arguments.split(), refused=line)

@@ -59,8 +59,8 @@ def test_a_task_without_samples_is_refused_before_any_data_are_read(run, trained
 
 def test_texts_are_printed_or_part_of_the_json(run, tmp_path):
     small = ("model.layers=1", "model.width=8", "data.source=synthetic", "wandb.mode=disabled")
-    words = ("+exp=shakespeare", *small, f"run_root={tmp_path}", "trainer.device=cpu")
-    run("npas-train", *words, code=0)
+    overrides = ("+exp=shakespeare", *small, f"run_root={tmp_path}", "trainer.device=cpu")
+    run("npas-train", *overrides, code=0)
     (folder,) = tmp_path.glob("shakespeare/*")
     assert run("npas-eval", f"run={folder}", "show=2").out.count("\n--- ") == 2
     found = json.loads(run("npas-eval", f"run={folder}", "show=2", "format=json").out)

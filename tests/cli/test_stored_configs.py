@@ -64,8 +64,8 @@ def test_a_renamed_run_does_not_begin_again(run, folder, asked, name):
     own = folder.rename(name)
     answer = run("npas-train", f"run={own}", refused=f"run={own} was moved or renamed")
     assert not asked and f"add resume={own}" in answer.err
-    for words in ((f"resume={own}",), ("force=true",), ("seed=5",), ("run_root=there",)):
-        assert run("npas-train", f"run={own}", *words).code == 0, words
+    for arguments in ((f"resume={own}",), ("force=true",), ("seed=5",), ("run_root=there",)):
+        assert run("npas-train", f"run={own}", *arguments).code == 0, arguments
     run("npas-plan", f"run={own}", code=0)
 
 
@@ -98,6 +98,6 @@ def test_invalid_configs_to_start_from(run, folder, asked, arguments, line):
     if arguments.startswith("lr: "):
         edit(folder, "lr", arguments.removeprefix("lr: "))
         arguments = "run=FOLDER"
-    words = arguments.replace("FOLDER", str(folder)).split()
-    run("npas-train", *words, refused=line.replace("FOLDER", str(folder)))
+    arguments = arguments.replace("FOLDER", str(folder)).split()
+    run("npas-train", *arguments, refused=line.replace("FOLDER", str(folder)))
     assert not asked

@@ -15,7 +15,7 @@ from npas.reporting.compose import compose
 from npas.tasks import digits
 from npas.training import Outcome
 
-WORDS = (*SMALL, "budget=0.5", "data.val_fraction=0.1")
+OVERRIDES = (*SMALL, "budget=0.5", "data.val_fraction=0.1")
 
 
 def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric():
@@ -24,9 +24,9 @@ def test_the_sweep_of_wandb_in_the_docs_starts_runs_that_log_its_metric():
     sweep = yaml.safe_load(text)
     chosen = {"budget": "0.05", "optim.lr": "0.0123"}  # as the agent chooses and spells them
     assert sweep["parameters"].keys() == chosen.keys()
-    command, *words = sweep["command"]
-    assert command == "npas-train" and words.pop() == "${args_no_hyphens}"
-    config = compose(*words, *(f"{key}={value}" for key, value in chosen.items()))
+    command, *overrides = sweep["command"]
+    assert command == "npas-train" and overrides.pop() == "${args_no_hyphens}"
+    config = compose(*overrides, *(f"{key}={value}" for key, value in chosen.items()))
     assert (config.budget, config.optim.lr, config.wandb.mode) == ("0.05", 0.0123, "online")
     assert config.data.val_fraction and sweep["metric"]["goal"] == "maximize"
     metric = sweep["metric"]["name"]
@@ -51,16 +51,16 @@ def test_the_jobs_are_composed_and_checked_once_before_the_first_runs(run, monke
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counting)
     monkeypatch.setattr(train, "run", job)
     answer = run("npas-train", "-m", "seed=range(3,6)", "budget=0.2", code=0)
-    said = [line.removeprefix("npas-train: ") for line in answer.err.splitlines()]
-    assert said == [f"[{number}/3] seed={number + 2}" for number in (1, 2, 3)]
+    messages = [line.removeprefix("npas-train: ") for line in answer.err.splitlines()]
+    assert messages == [f"[{number}/3] seed={number + 2}" for number in (1, 2, 3)]
     assert composed == [0, 0, 0] and len(within) == 3
 
 
 def test_a_job_whose_options_exclude_each_other_is_found_before_the_first_runs(run, monkeypatch):
     within: list[object] = []
     monkeypatch.setattr(train, "run", within.append)
-    words = ("sharing.generator=wavg,hash", "sharing.upsample_templates=2")
-    answer = run("npas-train", "-m", *words)
+    overrides = ("sharing.generator=wavg,hash", "sharing.upsample_templates=2")
+    answer = run("npas-train", "-m", *overrides)
     assert answer.code == 2 and "upsample_templates=2" in answer.err.splitlines()[-1]
     assert not within
 
@@ -74,8 +74,8 @@ def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, mon
         return Outcome("done", metrics, 6, 1, 1.0, 0)
 
     monkeypatch.setattr("npas.training.train", trained)
-    words = ("npas-train", "-m", *SMALL, "budget=0.3,0.5", "seed=0,1")
-    answer = run(*words, code=0)
+    overrides = ("npas-train", "-m", *SMALL, "budget=0.3,0.5", "seed=0,1")
+    answer = run(*overrides, code=0)
     counts = [line for line in answer.err.splitlines() if line.startswith("npas-train: [")]
     assert counts[-1] == "npas-train: [4/4] budget=0.5 seed=1" and len(counts) == 4
     table = answer.out[answer.out.rindex("\n\n") + 2 :].splitlines()
@@ -85,10 +85,10 @@ def test_a_sweep_ends_with_the_metric_by_budget_over_seeds_and_its_plot(run, mon
         assert re.fullmatch(pattern, line), line
     assert table[3] == "plot: runs/digits/by_budget.png"
     assert Path("runs/digits/by_budget.svg").exists()
-    skipped = run(*words)  # the same table of what is there
+    skipped = run(*overrides)  # the same table of what is there
     assert skipped.out[skipped.out.rindex("\n\n") + 2 :].splitlines() == table
     Path("runs/digits/by_budget.png").unlink()
-    assert "plot: " not in run(*words[:-2], "budget=0.3", "seed=0,1").out  # one setting
-    two = run(*words[:-2], "budget=0.3", "optim.lr=0.1,0.2").out
+    assert "plot: " not in run(*overrides[:-2], "budget=0.3", "seed=0,1").out  # one setting
+    two = run(*overrides[:-2], "budget=0.3", "optim.lr=0.1,0.2").out
     assert "digits: optim.lr=0.1 " in two and "digits: optim.lr=0.2 " in two and "±" not in two
     assert not Path("runs/digits/by_budget.png").exists()  # of as many parameters

@@ -18,19 +18,19 @@ KNOWN = json.loads(COUNTS.read_text())
 
 
 @functools.cache
-def network(*words):
+def network(*overrides):
     """Build the dense network of these arguments on the meta device."""
-    config = compose(*words)
+    config = compose(*overrides)
     imagenet = config.task.family == "imagenet"
     spec = InputSpec((3, 224, 224), 1000) if imagenet else InputSpec((3, 32, 32), 10)
     with torch.device("meta"):
         return models.family(config.model.family).build(config.model, spec)
 
 
-def planned(*words):
+def planned(*overrides):
     """Plan what the arguments say, by `npas.plan`."""
-    sharing = compose(*words).sharing
-    return npas.plan(network(*words), templates=sharing.templates, groups=sharing.groups)
+    sharing = compose(*overrides).sharing
+    return npas.plan(network(*overrides), templates=sharing.templates, groups=sharing.groups)
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_counts_are_exact():
 
 
 @pytest.mark.parametrize(
-    ("words", "count"),
+    ("overrides", "count"),
     [
         (("+exp=swrn_cifar10",), 17_125_630),
         (("+exp=swrn_cifar10", "sharing.templates=layers"), 36_479_302),
@@ -59,8 +59,8 @@ def test_counts_are_exact():
         (("+exp=swrn_40_8_8",), 29_555_402),
     ],
 )
-def test_an_experiment_plans_the_same_counts(words, count):
-    assert planned_count(*words) == count
+def test_an_experiment_plans_the_same_counts(overrides, count):
+    assert planned_count(*overrides) == count
 
 
 @pytest.mark.parametrize(

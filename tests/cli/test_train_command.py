@@ -174,8 +174,8 @@ def test_a_synthetic_run_says_what_it_is_wherever_it_gives_a_figure(run):
 def test_a_copy_of_the_data_is_recorded_and_said(run, tmp_path):
     root = tmp_path / "data"
     write_cifar(root, 10, 40, 20)
-    words = ("+exp=wrn_cifar10", "batch_size=20", "data.val_fraction=0", f"data.root={root}")
-    answer = run(*TRAIN, *words, "data.verify=warn", code=0)
+    overrides = ("+exp=wrn_cifar10", "batch_size=20", "data.val_fraction=0", f"data.root={root}")
+    answer = run(*TRAIN, *overrides, "data.verify=warn", code=0)
     assert "% on data that are not the published ones" in answer.out
     dataset = results.read(folder_of_run()).dataset
     assert dataset.published is False and len(dataset.files) == 6
@@ -190,7 +190,7 @@ def test_a_reader_who_has_gone_ends_no_training_and_the_environment_overrules_tr
     with open(writer, "w") as nobody_reads, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", nobody_reads)
         assert train.main([*HALF[1:], "wandb.mode=offline"]) == 0
-    said = "npas-train: WANDB_MODE=disabled overrules wandb.mode=offline\n"
-    assert capsys.readouterr().err == said
+    message = "npas-train: WANDB_MODE=disabled overrules wandb.mode=offline\n"
+    assert capsys.readouterr().err == message
     assert results.read(folder_of_run()).status == "done"
     assert not list(Path("runs").rglob("wandb*"))

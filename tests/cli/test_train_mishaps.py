@@ -17,14 +17,14 @@ from npas.tasks import digits
 from npas.utils.files import locked
 from npas.utils.signals import Preempted
 
-WORDS = ("npas-train", *SMALL, "budget=0.5")
+OVERRIDES = ("npas-train", *SMALL, "budget=0.5")
 NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 @pytest.fixture
 def folder():
     """Return the folder of these arguments' run."""
-    return run_dir(compose(*WORDS[1:]))
+    return run_dir(compose(*OVERRIDES[1:]))
 
 
 def lock_of(folder):
@@ -42,26 +42,26 @@ def test_a_forced_run_that_is_stopped_or_cannot_begin_does_not_pass_as_finished(
     def missing(self):
         raise ValueError("no data")
 
-    run(*WORDS, code=0)
+    run(*OVERRIDES, code=0)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with monkeypatch.context() as patch:
         patch.setattr(digits.Task, "read", missing)
-        answer = run(*WORDS, "force=true")
+        answer = run(*OVERRIDES, "force=true")
     assert (answer.code, answer.out) == (2, "")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     with monkeypatch.context() as patch:
         patch.setattr("npas.training.train", interrupted)
-        answer = run(*WORDS, "force=true")
+        answer = run(*OVERRIDES, "force=true")
     assert answer.code == 130
     assert answer.err == "npas-train: interrupted; the same command resumes the run\n"
     assert not (folder / "result.json").exists()
-    assert run(*WORDS).out.splitlines()[-1].startswith("done: ")
+    assert run(*OVERRIDES).out.splitlines()[-1].startswith("done: ")
     assert results.read(folder).status == "done"
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(run, folder, monkeypatch):
     with locked(lock_of(folder)):
-        answer = run(*WORDS)
+        answer = run(*OVERRIDES)
     assert (answer.code, answer.out) == (2, "")
     line = f"{folder} is being trained by another process: wait for it, or set run_root"
     assert answer.err == f"npas-train: {line}\n" and not folder.exists()
@@ -74,7 +74,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(run, folder, monkeypatch):
     lock_of(folder).parent.mkdir(parents=True)
     lock_of(folder).touch()  # one that was left blocks nobody
     monkeypatch.setattr("npas.training.train", held)
-    assert run(*WORDS).code == 130
+    assert run(*OVERRIDES).code == 130
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_result_counts_as_unfinished(run, folder, damaged, monkeypatch
     (folder / "result.json").write_bytes(damaged)
     (folder / "config.yaml1a2b.tmp").touch()  # what a killed process was writing
     monkeypatch.setattr("npas.training.train", interrupted)
-    answer = run(*WORDS)
+    answer = run(*OVERRIDES)
     assert answer.code == 130
     assert "warning: the run counts as unfinished: " in answer.err
     assert "Traceback" not in answer.err
@@ -94,7 +94,7 @@ def test_a_damaged_result_counts_as_unfinished(run, folder, damaged, monkeypatch
 @pytest.mark.parametrize("root", ["file", "file/below", "/proc/nowhere"])
 def test_a_run_root_that_cannot_hold_runs_is_named(run, root):
     Path("file").touch()
-    answer = run(*WORDS, f"run_root={root}")
+    answer = run(*OVERRIDES, f"run_root={root}")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith(f"npas-train: run_root={root} is not a writable folder")
     assert answer.err.count("\n") == 1
@@ -115,18 +115,18 @@ def test_a_full_disk_is_one_line_and_the_run_has_failed(run, folder, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(what, full)
-        answer = run(*WORDS)
+        answer = run(*OVERRIDES)
     assert answer.code == 1
-    said = (
+    message = (
         f"{folder} cannot be written ({NO_SPACE}): free space and run the same command: it resumes"
     )
     if what == "npas.training.train":
-        said = f"{NO_SPACE}: free space and run the same command: it resumes; {folder}"
+        message = f"{NO_SPACE}: free space and run the same command: it resumes; {folder}"
         assert results.read(folder).status == "failed"
-    assert answer.err == f"npas-train: failed: {said}\n"
+    assert answer.err == f"npas-train: failed: {message}\n"
     assert not list(folder.glob("*.tmp"))
     if what == "npas.utils.files.write_whole":
-        run(*WORDS, code=0)
+        run(*OVERRIDES, code=0)
 
 
 @pytest.fixture

@@ -56,5 +56,5 @@ def test_an_experiment_without_its_package_line_is_named(run, tmp_path):
     (tmp_path / "exp").mkdir()
     text = "defaults:\n  - override /model: wrn_digits\nexp: mine\n"
     (tmp_path / "exp" / "mine.yaml").write_text(text)
-    said = "exp/mine.yaml needs the first line '# @package _global_'"
-    run("npas-plan", "--config-dir", str(tmp_path), "+exp=mine", refused=said)
+    message = "exp/mine.yaml needs the first line '# @package _global_'"
+    run("npas-plan", "--config-dir", str(tmp_path), "+exp=mine", refused=message)

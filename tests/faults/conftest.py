@@ -28,24 +28,24 @@ def trainings(forks, tmp_path):
 
 @pytest.fixture(scope="session")
 def straight(forks, tmp_path_factory):
-    """Return a function that trains without disturbance, once for each words; its run's folder.
+    """Return a function that trains undisturbed, once for each list of overrides: the run's folder.
 
-    `ranks`: in so many processes; `trouble`: only such as lasts for the whole run.
+    `ranks`: number of processes; `norm`: as in `inside.make`.
     """
     from processes import Trainings, folder_in
 
     done = {}
 
-    def run(*words, ranks=1, norm=None):
-        key = (words, ranks, norm)
+    def run(*overrides, ranks=1, norm=None):
+        key = (overrides, ranks, norm)
         if key not in done:
             home = tmp_path_factory.mktemp("straight")
-            starter, trouble = Trainings(forks, home), {"norm": norm}
+            starter, fault = Trainings(forks, home), {"norm": norm}
             if ranks == 1:
-                ended = [starter.run(*words, trouble=trouble)]
+                ended = [starter.run(*overrides, fault=fault)]
             else:
-                troubles = dict.fromkeys(range(ranks), trouble)
-                ended = starter.run_ranks(ranks, *words, troubles=troubles)
+                faults = dict.fromkeys(range(ranks), fault)
+                ended = starter.run_ranks(ranks, *overrides, faults=faults)
             assert [each.code for each in ended] == [0] * ranks, ended[0].err
             done[key] = folder_in(home / "runs")
         return done[key]

@@ -9,29 +9,29 @@ from itertools import count
 from pathlib import Path
 
 
-def train(words, trouble=None):
-    """Run npas-train, with `trouble` (see below) on its way."""
+def train(overrides, fault=None):
+    """Run npas-train with this fault (see `make`)."""
     from npas.cli import train
 
-    make(trouble or {})
-    sys.argv = ["npas-train", *words]
+    make(fault or {})
+    sys.argv = ["npas-train", *overrides]
     return train.main()
 
 
-def make(trouble):
-    """Prepare what `trouble` asks for, when the process has taken that many steps.
+def make(fault):
+    """Cause a fault after a number of optimizer steps.
 
     step: after which optimizer step of this process; signals: to send to itself, or to its group
     where `group` is true; limit: bytes to which a file may grow from then on, as on a full disk;
-    raises: what is said of an error; sleep: seconds, after making the file `asleep`. At once:
+    raises: an error's message; sleep: seconds, after making the file `asleep`. At once:
     norm: "group" has no network learn statistics of a batch.
     """
     import torch
 
-    if trouble.get("norm") == "group":
+    if fault.get("norm") == "group":
         torch.nn.BatchNorm2d = lambda channels: torch.nn.GroupNorm(1, channels)  # type: ignore
-    if "step" in trouble:
-        after_step(trouble["step"], lambda: happen(trouble))
+    if "step" in fault:
+        after_step(fault["step"], lambda: happen(fault))
 
 
 def after_step(step, action, module=None):
@@ -47,24 +47,24 @@ def after_step(step, action, module=None):
     module.register_optimizer_step_post_hook(hook)
 
 
-def happen(trouble):
+def happen(fault):
     import resource
 
-    if "limit" in trouble:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (trouble["limit"], resource.RLIM_INFINITY))
-    for number in trouble.get("signals", ()):
-        if trouble.get("group"):
+    if "limit" in fault:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fault["limit"], resource.RLIM_INFINITY))
+    for number in fault.get("signals", ()):
+        if fault.get("group"):
             os.killpg(os.getpgrp(), number)
         else:
             os.kill(os.getpid(), number)
-    if "raises" in trouble:
-        raise RuntimeError(trouble["raises"])
-    if "sleep" in trouble:
+    if "raises" in fault:
+        raise RuntimeError(fault["raises"])
+    if "sleep" in fault:
         Path("asleep").touch()
-        time.sleep(trouble["sleep"])
+        time.sleep(fault["sleep"])
 
 
-def stop_after_each(words, steps, ports=None):
+def stop_after_each(overrides, steps, ports=None):
     """Train once for each of `steps`: stopped after it, then to the end, below stopped-<step>.
 
     Without the command line around it, which takes longer to read than all steps take. In one of
@@ -75,8 +75,8 @@ def stop_after_each(words, steps, ports=None):
     from npas.cli import train
     from npas.reporting.compose import compose
 
-    composed, last = train.as_started(compose(*words)), int(os.environ.get("WORLD_SIZE", "1")) - 1
-    is_last = int(os.environ.get("RANK", "0")) == last
+    composed = train.as_started(compose(*overrides))
+    is_last = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
     for step in steps:
         config = replace(composed, run_root=f"stopped-{step}")
         for status in ("preempted", "done"):

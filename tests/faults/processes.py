@@ -13,7 +13,7 @@ __all__ = ["Ended", "Forks", "Run", "differences", "left_behind", "logged"]
 
 # Twelve steps in three epochs, within a second; dropout, so that torch's generator matters. The
 # batch divides by 2, 3 and 4.
-WORDS = (
+OVERRIDES = (
     "model.depth=10",
     "model.width=0.5",
     "model.dropout=0.1",
@@ -58,32 +58,32 @@ class Trainings:
         """Return what the only run's result file says."""
         return results.read(self.folder)
 
-    def check_ended(self, expected, *words, ranks=1):
+    def check_ended(self, expected, *overrides, ranks=1):
         """Check that the same command ends the run, equal to one that nothing disturbed."""
-        ended = self.run_ranks(ranks, *words) if ranks > 1 else [self.run(*words)]
+        ended = self.run_ranks(ranks, *overrides) if ranks > 1 else [self.run(*overrides)]
         assert [each.code for each in ended] == [0] * ranks, "".join(each.err for each in ended)
         assert differences(self.folder, expected) == []
         assert left_behind(self.folder) == []
 
-    def start(self, *words, trouble=None, env=None):
-        """Start npas-train with these words after `WORDS`; `trouble` as in `inside.make`."""
-        return self.call("inside:train", [*WORDS, *words], trouble, env=env)
+    def start(self, *overrides, fault=None, env=None):
+        """Start npas-train with these overrides after `OVERRIDES`; `fault` as in `inside.make`."""
+        return self.call("inside:train", [*OVERRIDES, *overrides], fault, env=env)
 
-    def run(self, *words, trouble=None):
+    def run(self, *overrides, fault=None):
         """Run npas-train to its end."""
-        return self.start(*words, trouble=trouble).wait(TIMEOUT)
+        return self.start(*overrides, fault=fault).wait(TIMEOUT)
 
-    def start_ranks(self, world, *words, troubles=None):
+    def start_ranks(self, world, *overrides, faults=None):
         """Start npas-train as torchrun starts its workers: `world` processes that are to meet."""
         port = free_port()
         return [
-            self.start(*words, trouble=(troubles or {}).get(rank), env=torchrun(rank, world, port))
+            self.start(*overrides, fault=(faults or {}).get(rank), env=torchrun(rank, world, port))
             for rank in range(world)
         ]
 
-    def run_ranks(self, world, *words, troubles=None):
+    def run_ranks(self, world, *overrides, faults=None):
         """Run npas-train in `world` processes to their end."""
-        return [run.wait(TIMEOUT) for run in self.start_ranks(world, *words, troubles=troubles)]
+        return [run.wait(TIMEOUT) for run in self.start_ranks(world, *overrides, faults=faults)]
 
     def execute(self, *program, env=None):
         """Start a program of its own: nothing is forked."""

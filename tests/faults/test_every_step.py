@@ -1,7 +1,7 @@
 """A run that is stopped after any of its steps resumes to the bit, at the same number of ranks."""
 
 import pytest
-from processes import STEPS, TIMEOUT, WORDS, differences, folder_in, free_port, torchrun
+from processes import OVERRIDES, STEPS, TIMEOUT, differences, folder_in, free_port, torchrun
 
 pytestmark = pytest.mark.fault
 
@@ -16,7 +16,7 @@ SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
 
 
 @pytest.mark.parametrize(
-    ("words", "stopped"),
+    ("overrides", "stopped"),
     [
         ((), range(1, STEPS)),
         (ALL_AT_ONCE, range(1, SHORTER_STEPS)),
@@ -36,17 +36,17 @@ SELDOM = ("trainer.log_every=5", "trainer.checkpoint_every=3")
         "learned",
     ],
 )
-def test_stopped_after_each_step(trainings, straight, words, stopped):
+def test_stopped_after_each_step(trainings, straight, overrides, stopped):
     steps = [*stopped]
-    ended = trainings.call("inside:stop_after_each", [*WORDS, *words], steps).wait(TIMEOUT)
+    ended = trainings.call("inside:stop_after_each", [*OVERRIDES, *overrides], steps).wait(TIMEOUT)
     assert ended.code == 0, ended.err
     for step in steps:
         folder = folder_in(trainings.home / f"stopped-{step}")
-        assert differences(folder, straight(*words)) == [], f"stopped after step {step}"
+        assert differences(folder, straight(*overrides)) == [], f"stopped after step {step}"
 
 
 @pytest.mark.parametrize(
-    ("words", "stopped"),
+    ("overrides", "stopped"),
     [
         (("optim.ema_decay=0.9", "data.workers=2", *SHORTER), [*range(1, SHORTER_STEPS - 1)]),
         (("trainer.grad_accum_steps=2", "trainer.gradient_dtype=bf16", *SELDOM), [3, 7]),
@@ -55,13 +55,13 @@ def test_stopped_after_each_step(trainings, straight, words, stopped):
     ],
     ids=["averaged weights, workers", "accumulation, bf16 gradients, seldom", "pruned", "learned"],
 )
-def test_two_ranks_stopped_after_the_steps(trainings, straight, words, stopped):
+def test_two_ranks_stopped_after_the_steps(trainings, straight, overrides, stopped):
     # The signal reaches one rank after these; all stop one step later.
     ports = [free_port() for _ in range(2 * len(stopped))]
     runs = [
         trainings.call(
             "inside:stop_after_each",
-            [*WORDS, *words],
+            [*OVERRIDES, *overrides],
             stopped,
             ports,
             env=torchrun(rank, 2, 0),
@@ -70,7 +70,7 @@ def test_two_ranks_stopped_after_the_steps(trainings, straight, words, stopped):
     ]
     ended = [run.wait(TIMEOUT) for run in runs]
     assert [each.code for each in ended] == [0, 0], ended[0].err + ended[1].err
-    expected = straight(*words, ranks=2)
+    expected = straight(*overrides, ranks=2)
     for step in stopped:
         folder = folder_in(trainings.home / f"stopped-{step}")
         assert differences(folder, expected) == [], f"stopped after step {step}"

@@ -7,11 +7,11 @@ import pytest
 
 pytestmark = pytest.mark.fault
 
-WORDS = [*kill_runs.OVERRIDES, "epochs=2", "optim.milestones=[1]"]
+OVERRIDES = [*kill_runs.OVERRIDES, "epochs=2", "optim.milestones=[1]"]
 
 
 def test_runs_that_are_killed_at_random_end_as_if_they_had_not_been(forks, tmp_path):
-    found = kill_runs.experiment(forks, WORDS, kills=10, seed=5, scratch=tmp_path)
+    found = kill_runs.experiment(forks, OVERRIDES, kills=10, seed=5, scratch=tmp_path)
     assert found["summary"]["kills"] == 10 and found["summary"]["runs_that_differ"] == 0
     for trial in found["trials"]:
         assert trial["differing"] == [] and trial["starts"] == len(trial["kills"]) + 1
@@ -23,8 +23,8 @@ def test_runs_that_are_killed_at_random_end_as_if_they_had_not_been(forks, tmp_p
 
 
 def test_what_differs_is_found(forks, tmp_path):
-    one, _ = kill_runs.undisturbed(forks, WORDS, tmp_path / "one")
+    one, _ = kill_runs.undisturbed(forks, OVERRIDES, tmp_path / "one")
     assert kill_runs.differences(one, one) == []
-    other, _ = kill_runs.undisturbed(forks, [*WORDS, "seed=1"], tmp_path / "other")
+    other, _ = kill_runs.undisturbed(forks, [*OVERRIDES, "seed=1"], tmp_path / "other")
     found = kill_runs.differences(one, other)
     assert {"result.seed", "model.safetensors", "log.jsonl", "rng.safetensors"} <= {*found}

@@ -11,7 +11,7 @@ from processes import PREEMPTED, TIMEOUT, newest, wait_until
 
 pytestmark = pytest.mark.fault
 
-TROUBLED = Path(__file__).resolve().parent / "troubled"
+FAULTY = Path(__file__).resolve().parent / "faulty"
 SOON = 60.0
 
 
@@ -36,7 +36,7 @@ def all_gone(processes):
 def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all(
     trainings, straight
 ):
-    words = ("trainer.devices=2", "data.workers=1")
+    overrides = ("trainer.devices=2", "data.workers=1")
     before = 0
 
     def to_command(run):
@@ -50,7 +50,7 @@ def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all
             os.kill(process, signal.SIGINT)
 
     for send in (to_command, to_one_worker, to_all):
-        run = trainings.start(*words)
+        run = trainings.start(*overrides)
         wait_until(lambda before=before: trainings.lines() > before, "a step")
         workers = children(run.process)
         assert len(workers) == 2
@@ -68,8 +68,8 @@ def test_workers_are_stopped_by_a_signal_to_the_command_to_one_of_them_or_to_all
 
 
 def test_a_second_signal_ends_command_and_workers_at_once(trainings):
-    trouble = {"step": 2, "rank": "1", "sleep": 300}
-    run = trainings.start("trainer.devices=2", env=troubled(trouble))
+    fault = {"step": 2, "rank": "1", "sleep": 300}
+    run = trainings.start("trainer.devices=2", env=faulty(fault))
     wait_until((trainings.home / "asleep").exists, "the long step")
     workers = children(run.process)
     run.signal(signal.SIGTERM)
@@ -80,14 +80,14 @@ def test_a_second_signal_ends_command_and_workers_at_once(trainings):
     wait_until(lambda: all_gone(workers), "the end of the workers", timeout=10)
 
 
-def troubled(trouble):
-    """Return the variables that trouble one rank of a job started with them."""
-    return {"TROUBLE": json.dumps(trouble), "PYTHONPATH": str(TROUBLED)}
+def faulty(fault):
+    """Return the environment in which one rank of a job has this fault."""
+    return {"FAULT": json.dumps(fault), "PYTHONPATH": str(FAULTY)}
 
 
 def test_a_worker_that_fails_ends_the_job_with_its_traceback(trainings):
-    trouble = {"step": 3, "rank": "1", "raises": "this worker has failed"}
-    run = trainings.start("trainer.devices=2", env=troubled(trouble))
+    fault = {"step": 3, "rank": "1", "raises": "this worker has failed"}
+    run = trainings.start("trainer.devices=2", env=faulty(fault))
     wait_until(lambda: trainings.lines() >= 2, "two steps")
     ended = run.wait(SOON)
     assert ended.code == 1

@@ -4,7 +4,7 @@ import signal
 import time
 
 import pytest
-from processes import PREEMPTED, TIMEOUT, WORDS, newest, wait_until
+from processes import OVERRIDES, PREEMPTED, TIMEOUT, newest, wait_until
 
 pytestmark = pytest.mark.fault
 
@@ -37,31 +37,31 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_bit(trainings, straight, case):
-    words, trouble = CASES[case]
-    ended = trainings.run(*words, trouble={"step": 6, **trouble})
+    overrides, fault = CASES[case]
+    ended = trainings.run(*overrides, fault={"step": 6, **fault})
     check_preempted(trainings, ended, step=6)
-    trainings.check_ended(straight(*words), *words)
+    trainings.check_ended(straight(*overrides), *overrides)
 
 
 def test_a_run_may_be_stopped_again_and_again(trainings, straight):
     step = 0
     for taken in (3, 1, 4, 3):  # after an epoch's last step, too
         step += taken
-        ended = trainings.run(trouble={"step": taken, "signals": [TERM]})
+        ended = trainings.run(fault={"step": taken, "signals": [TERM]})
         check_preempted(trainings, ended, step)
     trainings.check_ended(straight())
 
 
 @pytest.mark.parametrize("taken", [2, 4, 7], ids=["in the search", "at its end", "after it"])
 def test_a_signal_in_or_after_the_search_for_groups(trainings, straight, taken):
-    ended = trainings.run(*LEARNED, trouble={"step": taken, "signals": [TERM]})
+    ended = trainings.run(*LEARNED, fault={"step": taken, "signals": [TERM]})
     assert ended.code == PREEMPTED, ended.err
     assert trainings.result().status == "preempted"
     trainings.check_ended(straight(*LEARNED), *LEARNED)
 
 
 def test_a_second_signal_ends_a_run_at_once(trainings):
-    run = trainings.start(trouble={"step": 6, "sleep": 300})
+    run = trainings.start(fault={"step": 6, "sleep": 300})
     wait_until((trainings.home / "asleep").exists, "the long step")
     run.signal(TERM)
     time.sleep(1.3)
@@ -84,7 +84,7 @@ def test_a_signal_before_the_first_step_loses_nothing(trainings, straight, numbe
 def test_ctrl_c_to_the_command_itself(trainings, straight):
     # Nothing is forked or patched here: the command line as a user starts it, and a signal to it
     # and to its data workers some time after the second step, wherever that finds them.
-    run = trainings.execute("python", "-m", "npas.cli.train", *WORDS, "data.workers=2")
+    run = trainings.execute("python", "-m", "npas.cli.train", *OVERRIDES, "data.workers=2")
     wait_until(lambda: trainings.lines() >= 2, "two steps")
     run.signal_group(INT)
     check_preempted(trainings, run.wait(TIMEOUT))

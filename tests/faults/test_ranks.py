@@ -4,9 +4,9 @@ import signal
 
 import pytest
 from processes import (
+    OVERRIDES,
     PREEMPTED,
     TIMEOUT,
-    WORDS,
     differences,
     folder_in,
     free_port,
@@ -27,9 +27,9 @@ SOON = 60.0  # seconds within which the others of a rank that fails are to be go
 
 def check_codes(ended, code=0):
     """Check how all ended, and return what they said on stderr."""
-    said = "".join(each.err for each in ended)
-    assert [each.code for each in ended] == [code] * len(ended), said
-    return said
+    message = "".join(each.err for each in ended)
+    assert [each.code for each in ended] == [code] * len(ended), message
+    return message
 
 
 def furthest(one, other):
@@ -52,7 +52,7 @@ MUON = ("optim.name=muon", "optim.lr=0.02", "optim.muon.vector_lr=0.01")
 
 
 @pytest.mark.parametrize(
-    ("ranks", "words", "optimizer"),
+    ("ranks", "overrides", "optimizer"),
     [
         (1, ("trainer.grad_accum_steps=2",), ()),
         (2, (), ()),
@@ -66,10 +66,10 @@ MUON = ("optim.name=muon", "optim.lr=0.02", "optim.muon.vector_lr=0.01")
         "two ranks, Muon", "two ranks, Muon, banks by Adam",
     ],
 )  # fmt: skip
-def test_parts_of_a_batch_add_up_to_the_batch(straight, ranks, words, optimizer):
+def test_parts_of_a_batch_add_up_to_the_batch(straight, ranks, overrides, optimizer):
     # Where no statistics of a batch are learned, as batch norm does of each part.
     alone = straight(*SAME, *optimizer, norm="group")
-    shared_out = straight(*SAME, *words, *optimizer, ranks=ranks, norm="group")
+    shared_out = straight(*SAME, *overrides, *optimizer, ranks=ranks, norm="group")
     assert furthest(alone, shared_out) < 1e-4
     assert steps(alone) == steps(shared_out)
     assert losses(alone) == pytest.approx(losses(shared_out), rel=1e-4)
@@ -102,15 +102,15 @@ def test_the_same_weights_measure_the_same_on_any_number_of_ranks(trainings, str
     for ranks in (1, 2, 3):
         root = trainings.home / f"measured-by-{ranks}"
         ended = trainings.run_ranks(ranks, *SAME, f"resume={done}", f"run_root={root}")
-        said = check_codes(ended)
-        assert ("of another number of processes" in said and "not bit-identical" in said) == (
+        message = check_codes(ended)
+        assert ("of another number of processes" in message and "not bit-identical" in message) == (
             ranks > 1
         )
         assert results.read(folder_in(root)).metrics == results.read(done).metrics
 
 
 def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings):
-    first, second = trainings.start_ranks(2, troubles={1: FAILING})
+    first, second = trainings.start_ranks(2, faults={1: FAILING})
     ended = second.wait(SOON)
     assert ended.code == 1
     assert "Traceback" in ended.err and "this rank has failed" in ended.err
@@ -123,24 +123,24 @@ def test_a_rank_that_fails_ends_the_others_soon_and_says_why(trainings):
 
 def test_a_rank_that_is_killed_ends_the_others_soon(trainings):
     killed = {"step": 3, "signals": [int(signal.SIGKILL)]}
-    first, second = trainings.start_ranks(2, troubles={1: killed})
+    first, second = trainings.start_ranks(2, faults={1: killed})
     assert second.wait(TIMEOUT).code == 128 + signal.SIGKILL
     assert first.wait(SOON).code == 1
     assert trainings.result().status == "failed"
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "says"),
     [
         (("batch_size=313",), ["batch_size=313", "2 ranks", "312"]),
         (("-m", "seed=0,1"), ["torchrun"]),
     ],
     ids=["a batch that does not divide", "a sweep inside torchrun"],
 )
-def test_what_ranks_cannot_do_is_refused_with_the_way_to_do_it(trainings, words, says):
-    said = check_codes(trainings.run_ranks(2, *words), 2)
-    assert all(word in said for word in says)
-    assert "Traceback" not in said and not trainings.root.exists()
+def test_what_ranks_cannot_do_is_refused_with_the_way_to_do_it(trainings, overrides, says):
+    message = check_codes(trainings.run_ranks(2, *overrides), 2)
+    assert all(word in message for word in says)
+    assert "Traceback" not in message and not trainings.root.exists()
 
 
 def test_srun_starts_ranks_too(trainings, straight):
@@ -163,19 +163,19 @@ def test_srun_starts_ranks_too(trainings, straight):
 
 
 def test_a_signal_to_all_ranks_and_their_data_workers(trainings, straight):
-    words = (*SAME, "data.workers=2")
-    trouble = {"step": 3, "signals": [int(signal.SIGTERM)], "group": True}
-    ended = trainings.run_ranks(2, *words, troubles={0: trouble, 1: trouble})
+    overrides = (*SAME, "data.workers=2")
+    fault = {"step": 3, "signals": [int(signal.SIGTERM)], "group": True}
+    ended = trainings.run_ranks(2, *overrides, faults={0: fault, 1: fault})
     check_codes(ended, PREEMPTED)
     found = trainings.result()
     assert found.status == "preempted"
     assert newest(trainings.folder).state["progress"]["step"] == found.steps
-    trainings.check_ended(straight(*words, ranks=2), *words, ranks=2)
+    trainings.check_ended(straight(*overrides, ranks=2), *overrides, ranks=2)
 
 
 def test_torchrun_itself(trainings, straight):
     command = ("python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run = trainings.execute(*command, "-m", "npas.cli.train", *WORDS, *SAME)
+    run = trainings.execute(*command, "-m", "npas.cli.train", *OVERRIDES, *SAME)
     ended = run.wait(TIMEOUT)
     assert ended.code == 0, ended.err
     assert differences(trainings.folder, straight(*SAME, ranks=2)) == []

@@ -11,7 +11,7 @@ from npas.reporting import results
 
 pytestmark = pytest.mark.slow  # submitit starts every job in a new interpreter
 
-WORDS = ("-m", "hydra/launcher=submitit_local")
+OVERRIDES = ("-m", "hydra/launcher=submitit_local")
 
 
 def job_in(home):
@@ -27,7 +27,7 @@ def job_in(home):
 
 
 def test_a_sweep_runs_in_submitits_processes(trainings):
-    ended = trainings.run(*WORDS, "seed=0,1")
+    ended = trainings.run(*OVERRIDES, "seed=0,1")
     assert ended.code == 0, ended.err
     found = {results.read(path.parent).seed for path in trainings.root.glob("*/*/result.json")}
     assert found == {0, 1}
@@ -37,12 +37,12 @@ def test_a_sweep_runs_in_submitits_processes(trainings):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_submitits_own_signal_requeues_the_job_which_goes_on(trainings, straight, ranks):
-    run = trainings.start(*WORDS, "seed=0", f"trainer.devices={ranks}")
+    run = trainings.start(*OVERRIDES, "seed=0", f"trainer.devices={ranks}")
     wait_until(lambda: trainings.lines() >= 2, "two steps")
     os.kill(job_in(trainings.home), signal.SIGUSR2)
     ended = run.wait(120)
     assert ended.code == 0, ended.err
     assert differences(trainings.folder, straight("seed=0", ranks=ranks)) == []
     logs = trainings.root.glob(".sweep/.submitit/*/*_0_log.*")
-    said = "".join(path.read_text() for path in logs)
-    assert "preempted: stopped by a signal" in said and "Requeued job" in said
+    message = "".join(path.read_text() for path in logs)
+    assert "preempted: stopped by a signal" in message and "Requeued job" in message

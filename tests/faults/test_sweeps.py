@@ -14,7 +14,7 @@ SMALL = ("-m", "budget=dense", "epochs=1", "optim.milestones=[]")
 
 
 def sweep(jobs):
-    """Return the words of a sweep over so many seeds."""
+    """Return the overrides of a sweep over this many seeds."""
     return *SMALL, f"seed={','.join(map(str, range(jobs)))}"
 
 
@@ -55,7 +55,7 @@ def test_a_sweep_that_is_killed_runs_only_what_is_left(trainings):
 
 def test_a_signal_ends_the_job_and_the_sweep(trainings):
     root = trainings.root
-    ended = trainings.run(*sweep(5), trouble={"step": 10, "signals": [int(signal.SIGTERM)]})
+    ended = trainings.run(*sweep(5), fault={"step": 10, "signals": [int(signal.SIGTERM)]})
     assert ended.code == PREEMPTED, ended.err  # in the third job
     assert "Traceback" not in ended.err
     assert (seeds(root, "done"), seeds(root, "preempted")) == ({0, 1}, {2})
@@ -70,7 +70,7 @@ def test_a_signal_ends_the_job_and_the_sweep(trainings):
 
 def test_a_job_that_failed_does_not_end_the_sweep_and_is_tried_again(trainings):
     root = trainings.root
-    ended = trainings.run(*sweep(4), trouble={"step": 6, "raises": "a fault in the second job"})
+    ended = trainings.run(*sweep(4), fault={"step": 6, "raises": "a fault in the second job"})
     assert ended.code == 1
     assert table(ended.out, 4) == ["done", "failed", "done", "done"]
     assert "a fault in the second job" in ended.err

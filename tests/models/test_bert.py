@@ -76,15 +76,15 @@ def test_a_checkpoint_in_several_files_keeps_its_activation_and_gets_our_dropout
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"layers": 3}, "has layers 2, and model.layers=3"),
         ({"arch": "albert", "embedding": 8}, "has arch bert, and model.arch=albert"),
     ],
 )
-def test_a_checkpoint_of_another_shape_is_refused(changes, said, tmp_path):
+def test_a_checkpoint_of_another_shape_is_refused(changes, message, tmp_path):
     save(tmp_path)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         build(bert.Config(**{**TINY, **changes, "pretrained": str(tmp_path)}), SPAN)
     assert "\n" not in str(error.value)
 
@@ -92,8 +92,8 @@ def test_a_checkpoint_of_another_shape_is_refused(changes, said, tmp_path):
 def test_a_checkpoint_without_its_layers_or_its_bytes_is_refused(tmp_path):
     file = tmp_path / "model.safetensors"
 
-    def refused(said):
-        with pytest.raises(ValueError, match=said) as error:
+    def refused(message):
+        with pytest.raises(ValueError, match=message) as error:
             build(config(pretrained=str(tmp_path)), SPAN)
         assert "\n" not in str(error.value)
 

@@ -143,7 +143,7 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
 
 
 @pytest.mark.parametrize(
-    ("family", "slip", "said"),
+    ("family", "slip", "message"),
     [
         ("wrn", {"depth": 17}, "a WRN has 6n + 4 layers; the nearest is 16 or 22"),
         ("resnet_cifar", {"depth": 57}, "nearest is 56 or 62"),
@@ -162,14 +162,14 @@ def test_a_network_that_answers_something_else_than_the_task_asks_is_refused(nam
         ("bert", {"embedding": 8}, "set it to null"),
     ],
 )
-def test_keys_that_do_not_fit_each_other_are_refused(family, slip, said):
+def test_keys_that_do_not_fit_each_other_are_refused(family, slip, message):
     with pytest.raises(ValueError) as error:
         models.family(family).Config(**slip)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("family", "keys", "shape", "said"),
+    ("family", "keys", "shape", "message"),
     [
         ("vgg", {}, (3, 8, 8), "halves an image four times, and the task's have 8x8"),
         ("torchvision", {}, (1, 8, 8), "reads 3-channel images, and an input of this task is 1x8"),
@@ -177,7 +177,7 @@ def test_keys_that_do_not_fit_each_other_are_refused(family, slip, said):
         ("timm", {}, (12,), "reads any-channel images, and an input of this task is 12"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(family, keys, shape, said):
+def test_images_that_do_not_fit_are_refused(family, keys, shape, message):
     with pytest.raises(ValueError) as error:
         build(family, keys, InputSpec(shape, 10))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -46,10 +46,10 @@ def make_result():
 
 @pytest.fixture
 def keep(make_result):
-    """Return a function that writes the result of these words where its run would."""
+    """Return a function that writes the result of these overrides where its run would."""
 
-    def write(root, *words, seed=0, **values):
-        config = dataclasses.replace(compose(*words), seed=seed, run_root=str(root))
+    def write(root, *overrides, seed=0, **values):
+        config = dataclasses.replace(compose(*overrides), seed=seed, run_root=str(root))
         digest = schema.config_hash(config)
         result = make_result(
             exp=config.exp, config=schema.to_dict(config), config_hash=digest, seed=seed, **values

@@ -21,13 +21,14 @@ def test_an_unknown_table_is_answered_with_a_near_name():
 @pytest.mark.slow
 @pytest.mark.parametrize("exp", ["digits", "cifar10_small"])
 def test_the_narrower_network_is_the_widest_that_the_budget_allows(exp):
-    words = f"+exp={exp}", "budget=dense"
+    overrides = f"+exp={exp}", "budget=dense"
     rows = [row for row in definitions.table("digits").rows if row.label.startswith("narrower")]
     assert len(rows) == 4
     for row in rows:
         budget, width = row.label.rpartition(" ")[2], float(row.overrides[-1].partition("=")[2])
-        allowed = parse_budget(budget).allowed(planned_count(*words))
-        used, more = (planned_count(*words, f"model.width={w}") for w in (width, width + 1 / 64))
+        allowed = parse_budget(budget).allowed(planned_count(*overrides))
+        widths = (width, width + 1 / 64)
+        used, more = (planned_count(*overrides, f"model.width={each}") for each in widths)
         # The comparison is a fair one only if little is left over.
         assert 0.93 * allowed < used <= allowed < more
     narrow = compose("+exp=digits_narrow").model.width
@@ -62,11 +63,10 @@ def test_committed_results_came_from_finished_runs_of_the_real_data():
 
 
 def header_words(exp):
-    """Return the words of an experiment's own command, without what its reader has to fill in."""
+    """Return the overrides of an experiment's own command, without what the reader fills in."""
     text = (REPOSITORY / "configs" / "exp" / f"{exp}.yaml").read_text(encoding="utf-8")
     (command,) = re.findall("^# Command: npas-train (.*)$", text, re.MULTILINE)
-    words = command.split()
-    return [word for word in words if not re.search(r"=[A-Z]+$", word)]
+    return [word for word in command.split() if not re.search(r"=[A-Z]+$", word)]
 
 
 @pytest.mark.slow
@@ -75,10 +75,10 @@ def test_what_an_experiments_own_command_trains_fills_its_row(name):
     for row in definitions.table(name).rows:
         # The budget, the run to start from and CITE's layers are the row's to say.
         said = ("budget=", "sharing.init=", "model.embeddings=")
-        words = [word for word in row.overrides if not word.startswith(said)]
+        overrides = [word for word in row.overrides if not word.startswith(said)]
         machine = ("budget=", "trainer.grad_accum_steps=")  # a row takes runs in any parts
-        own = [word for word in header_words(words[0][5:]) if not word.startswith(machine)]
-        assert config_hash(compose(*words)) == config_hash(compose(*own)), row.label
+        own = [word for word in header_words(overrides[0][5:]) if not word.startswith(machine)]
+        assert config_hash(compose(*overrides)) == config_hash(compose(*own)), row.label
 
 
 def test_the_shared_bert_starts_where_its_pre_training_ends():

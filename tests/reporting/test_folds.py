@@ -26,6 +26,6 @@ def test_every_committed_fold_is_sound():
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "fold.json").write_text("{}")
-    said = r"fold.json cannot be read .*: it must be what npas-fold writes"
-    with pytest.raises(ValueError, match=said):
+    message = r"fold.json cannot be read .*: it must be what npas-fold writes"
+    with pytest.raises(ValueError, match=message):
         folds.page(tmp_path)

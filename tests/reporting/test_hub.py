@@ -61,7 +61,7 @@ def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materia
 
 
 @pytest.mark.parametrize(
-    ("read", "said"),
+    ("read", "message"),
     [
         (lambda folder: npas.from_pretrained(folder / "none"), "is not a folder, and it cannot be"),
         (lambda folder: npas.from_pretrained(folder), "holds no allocation.json or shared/alloc"),
@@ -72,11 +72,11 @@ def test_a_network_of_transformers_needs_no_dense_one_and_is_plain_again_materia
         (lambda folder: npas.push_to_hub(plain(), 3), "repo_id=3 must be a name"),
     ],
 )
-def test_invalid_input_is_one_line(read, said, tmp_path):
+def test_invalid_input_is_one_line(read, message, tmp_path):
     npas.save_pretrained(npas.share(plain(), 0.5), tmp_path / "a")
     with pytest.raises(ValueError) as error:
         read(tmp_path)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "b").exists()
 
 

@@ -116,8 +116,8 @@ def test_the_page_can_be_read_by_everyone(text, page):
 def test_a_folder_of_runs_is_summarized_by_budget(keep, tmp_path):
     for budget, used in (("0.1", 100), ("0.5", 500)):
         for seed in (0, 1):
-            words = ("+exp=digits", f"budget={budget}")
-            keep(tmp_path / "runs", *words, seed=seed, used=used, accuracy=90.0 + seed)
+            overrides = ("+exp=digits", f"budget={budget}")
+            keep(tmp_path / "runs", *overrides, seed=seed, used=used, accuracy=90.0 + seed)
     page = Reader(report.page(None, tmp_path / "runs"))
     rows = [own for _, _, own in page.all("tr")]
     assert [row for row in rows if "±" in row] == [
@@ -127,8 +127,8 @@ def test_a_folder_of_runs_is_summarized_by_budget(keep, tmp_path):
     assert len(page.all("img")) == 1
     # Names of settings that fill the whole figure would leave no room for its axes.
     many = ("epochs=7", "optim.lr=0.3", "optim.weight_decay=0.001", "optim.momentum=0.5")
-    words = (*words, *many, "optim.milestones=[2,3]", "batch_size=32", "model.depth=10")
-    keep(tmp_path / "runs", *words, used=300, accuracy=80.0)
+    overrides = (*overrides, *many, "optim.milestones=[2,3]", "batch_size=32", "model.depth=10")
+    keep(tmp_path / "runs", *overrides, used=300, accuracy=80.0)
     page = Reader(report.page(None, tmp_path / "runs"))
     assert not page.all("img") and sum("accuracy, %" in row for _, _, row in page.all("tr")) == 3
     (tmp_path / "empty").mkdir()

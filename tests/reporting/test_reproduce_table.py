@@ -21,13 +21,13 @@ TABLE = Table(
     note="A note.",
     seeds=(0, 1),
 )
-# Stands in for npas-train: notes its words, then leaves the prepared result or fails without one.
+# Stands in for npas-train: notes its overrides, then copies the prepared result, if any, or fails.
 TRAIN = """
 import pathlib, shutil, sys
-*words, run_root = sys.argv[1:]
+*overrides, run_root = sys.argv[1:]
 with open("asked.txt", "a") as asked:
-    print(*words, file=asked)
-ready = pathlib.Path("ready") / "_".join(words)
+    print(*overrides, file=asked)
+ready = pathlib.Path("ready") / "_".join(overrides)
 if not ready.exists():
     sys.exit(1)
 shutil.copytree(ready, run_root.removeprefix("run_root="), dirs_exist_ok=True)
@@ -51,8 +51,8 @@ def script(monkeypatch, tmp_path):
 @pytest.fixture
 def prepare(keep):
     def prepare(budget, seed, **values):
-        words = ("+exp=digits", f"budget={budget}")
-        keep(Path("ready", "_".join((*words, f"seed={seed}"))), *words, seed=seed, **values)
+        overrides = ("+exp=digits", f"budget={budget}")
+        keep(Path("ready", "_".join((*overrides, f"seed={seed}"))), *overrides, seed=seed, **values)
 
     return prepare
 
@@ -113,8 +113,8 @@ def test_runs_made_before_are_taken_in_without_training_and_replace_none(script,
 
 def test_an_estimate_runs_and_writes_nothing(script, keep, capfd):
     assert run(script, "--estimate") == 0
-    said = "4 runs are missing; their experiments in configs/exp/ say how long"
-    assert said in capfd.readouterr().out
+    message = "4 runs are missing; their experiments in configs/exp/ say how long"
+    assert message in capfd.readouterr().out
     keep(Path("runs"), "+exp=digits", "budget=dense", wall_s=120.0)
     assert run(script, "--estimate") == 0
     out = capfd.readouterr().out
@@ -126,5 +126,5 @@ def test_an_estimate_runs_and_writes_nothing(script, keep, capfd):
 
 def test_an_unknown_table_is_one_line(capfd):
     assert load().main(["digit"]) == 2
-    said = "there is no table 'digit'; did you mean digits or digits_swrn?\n"
-    assert capfd.readouterr().err == said
+    message = "there is no table 'digit'; did you mean digits or digits_swrn?\n"
+    assert capfd.readouterr().err == message

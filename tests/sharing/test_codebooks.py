@@ -229,12 +229,12 @@ def test_a_state_dict_with_rounded_indices_is_refused(strict):
     before = model.npas_indices_0.clone()
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     state["npas_indices_0"] += 1
-    said = "npas_indices_0 must be integers, not torch.float16"
+    message = "npas_indices_0 must be integers, not torch.float16"
     if strict:
-        with pytest.raises(RuntimeError, match=said):
+        with pytest.raises(RuntimeError, match=message):
             model.load_state_dict(state)
     else:
-        with pytest.warns(UserWarning, match=said):
+        with pytest.warns(UserWarning, match=message):
             model.load_state_dict(state, strict=False)
     assert torch.equal(model.npas_indices_0, before) and state["npas_indices_0"].dtype == torch.half
 
@@ -248,12 +248,12 @@ def test_invalid_indices_are_refused_in_one_line(bad, tmp_path):
     else:
         indices[0] = bad
     model.npas_indices_1 = indices
-    said = "npas_indices_1 must be (integers|from -[0-9]+ to)"
+    message = "npas_indices_1 must be (integers|from -[0-9]+ to)"
     with pytest.raises(ValueError, match=r"indices into its codebook must be"):
         model(X)
     npas.save(model, tmp_path)
     before = drawn()
-    with pytest.raises(ValueError, match=rf"^{tmp_path}: {said}[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: {message}[^\n]*$"):
         npas.load(tmp_path, before)
     assert not npas.is_shared(before)
 

@@ -246,11 +246,11 @@ def test_a_layer_that_computes_otherwise_than_its_class_counts_as_the_average(wo
 )
 def test_batches_are_for_a_fit_inside_a_budget(options):
     model = drawn(make=Seeing)
-    words = {"init": "fit", "batches": [torch.zeros(1, 12).long()]} | options
+    options = {"init": "fit", "batches": [torch.zeros(1, 12).long()]} | options
     budget = None if "templates" in options else 0.5
     for verb in (npas.plan, npas.share):
         with pytest.raises(ValueError, match="batches must be a list"):
-            verb(model, budget, **words)
+            verb(model, budget, **options)
 
 
 def pair():

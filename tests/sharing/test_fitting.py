@@ -67,8 +67,8 @@ def test_errors_are_those_of_the_generated_weights():
     whole = sum(float(state[name].double().square().sum()) for name in errors.layers)
     parts = [e * float(state[name].double().norm()) for name, e in errors.layers.items()]
     assert errors.all == pytest.approx((sum(part**2 for part in parts) / whole) ** 0.5)
-    said = npas.summary(model)
-    assert f"relative error {errors.all:.3g}" in said and "conv.weight" in said
+    message = npas.summary(model)
+    assert f"relative error {errors.all:.3g}" in message and "conv.weight" in message
     assert "fit " not in npas.summary(shared(0.5))
     assert npas.plan(drawn(), 0.5, init="fit") == npas.allocation(model)
 
@@ -209,13 +209,13 @@ def test_invalid_fits_are_refused_or_warned_of():
         npas.share(Mlp(), 0.5, init="fit", generator="hash")
     with pytest.raises(ValueError, match=r"generator='codebook' .*init='fit'"):
         npas.share(Mlp(), 0.5, generator="codebook")
-    for budget, generator, said in (
+    for budget, generator, message in (
         (1.5, None, "the network's 1,316"),
         (0.1, "basis", "at least 233 parameters"),
         (0.1, "codebook", "at least 191 parameters"),
         (0.1, None, "at least 191 parameters"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             npas.share(drawn(), budget, init="fit", generator=generator)
     with pytest.raises(ValueError, match="init='best' is unknown"):
         npas.share(Mlp(), 0.5, init="best")

@@ -137,7 +137,7 @@ class Mixed(nn.Sequential, PyTorchModelHubMixin):
 
 
 @pytest.mark.parametrize(
-    ("save", "said"),
+    ("save", "message"),
     [
         (lambda folder: npas.share(bert(), 0.4).bert.save_pretrained(folder), "cannot save banks"),
         (
@@ -159,8 +159,8 @@ class Mixed(nn.Sequential, PyTorchModelHubMixin):
         "a part", "another library", "an upload", "a variant", "pruned", "a layer gone",
     ],
 )  # fmt: skip
-def test_other_ways_to_save_pretrained_are_refused(save, said, tmp_path):
-    with pytest.raises(ValueError, match=said) as error:
+def test_other_ways_to_save_pretrained_are_refused(save, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
         save(tmp_path)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 

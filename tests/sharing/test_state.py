@@ -185,10 +185,10 @@ def test_a_dense_state_dict_is_pointed_to_a_fit(nested):
     if nested:
         model, dense = nn.ModuleDict({"part": model}), nn.ModuleDict({"part": dense})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    said = r"4 shared layers \(body.first.weight, ...\).* npas\.share it with init='fit'"
-    with pytest.raises(RuntimeError, match=said):
+    message = r"4 shared layers \(body.first.weight, ...\).* npas\.share it with init='fit'"
+    with pytest.raises(RuntimeError, match=message):
         model.load_state_dict(dense.state_dict())
-    with pytest.warns(UserWarning, match=said) as caught:
+    with pytest.warns(UserWarning, match=message) as caught:
         report = model.load_state_dict(dense.state_dict(), strict=False)
     assert len(caught) == 1 and caught[0].filename == __file__
     assert len(report.unexpected_keys) == 4

@@ -122,7 +122,7 @@ REFUSED = {
 @pytest.mark.filterwarnings("ignore:a part of a shared network was copied:UserWarning")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_file_could_describe_is_refused_but_for_materializing(name, tmp_path):
-    surgery, words = REFUSED[name]
+    surgery, message = REFUSED[name]
     model = shared()
     surgery(model)
     expected = outputs(model)
@@ -133,7 +133,7 @@ def test_what_no_file_could_describe_is_refused_but_for_materializing(name, tmp_
         lambda: npas.similarity(model),
         lambda: npas.fold(model, 0.9),
     ):
-        with pytest.raises(ValueError, match=words) as error:
+        with pytest.raises(ValueError, match=message) as error:
             use()
         assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -213,8 +213,8 @@ def test_a_written_weight_is_refused_before_it_is_lost(write, frozen, tmp_path):
         expected = outputs(twin)
         with torch.set_grad_enabled(frozen):
             WRITES[write](twin)
-        said = r"'blocks\.1\.weight' was modified.*npas\.materialize"
-        with pytest.raises(RuntimeError, match=said):
+        message = r"'blocks\.1\.weight' was modified.*npas\.materialize"
+        with pytest.raises(RuntimeError, match=message):
             USES[use](twin, tmp_path)
         assert torch.equal(outputs(twin), expected), f"{use}: once told, the network goes on"
         USES[use](twin, tmp_path)

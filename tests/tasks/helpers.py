@@ -22,9 +22,9 @@ def make(family, root="nowhere", seed=0, data=(), ready=True, **keys):
 
 
 @contextlib.contextmanager
-def one_line(said):
+def one_line(message):
     """Expect a ValueError whose message matches and is one line."""
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         yield
     assert "\n" not in str(error.value)
 

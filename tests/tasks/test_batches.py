@@ -42,7 +42,7 @@ def test_an_unknown_family_is_refused_with_near_names():
 
 
 @pytest.mark.parametrize(
-    ("family", "slip", "said"),
+    ("family", "slip", "message"),
     [
         ("cifar", {"classes": 20}, "10 or 100 classes"),
         ("cifar", {"image_size": 20}, "task.image_size=20: must be 32, 16 or 8"),
@@ -75,10 +75,10 @@ def test_an_unknown_family_is_refused_with_near_names():
         ("text_classification", {"class_names": ["a"]}, "must be at least two different labels"),
     ],
 )
-def test_keys_that_do_not_fit_each_other_are_refused(family, slip, said):
+def test_keys_that_do_not_fit_each_other_are_refused(family, slip, message):
     with pytest.raises(ValueError) as error:
         tasks.family(family).Config(**slip)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert tasks.family("squad").Config(stride=317).stride == 317
     assert tasks.family("retrieval").Config(set="scenes", folds=5).folds == 5
 

@@ -124,8 +124,8 @@ def test_a_copy_is_refused_or_read_where_it_is_asked_for_and_recorded(ten, tmp_p
 def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path):
     with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz") as error:
         ten.task(root=str(tmp_path / "new")).setup()
-    for said in ("data.root=", "new", "cifar-10-batches-py", "data.download=true"):
-        assert said in str(error.value)
+    for message in ("data.root=", "new", "cifar-10-batches-py", "data.download=true"):
+        assert message in str(error.value)
     ten.published.url = (tmp_path / "absent").as_uri()
     with pytest.raises(ValueError, match=r"failed .*: put it at .*/cifar-10-py\S*\.gz$") as second:
         ten.task(root=str(tmp_path / "new"), download=True).setup()
@@ -167,7 +167,7 @@ def test_nothing_is_unpickled_before_its_sum_is_the_published_one(ten, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"labels": [0] * 19}, "one label below 10 per image"),
         ({"labels": [10] * 20}, "one label below 10 per image"),
@@ -175,9 +175,9 @@ def test_nothing_is_unpickled_before_its_sum_is_the_published_one(ten, monkeypat
         ({"data": "pixels"}, "rows of 3072 bytes"),
     ],
 )
-def test_contents_of_another_form_are_refused(change, said):
+def test_contents_of_another_form_are_refused(change, message):
     good = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         cifar.parse(good | change, 10)
     with pytest.raises(ValueError, match="lacks 'data' or 'fine_labels'"):
         cifar.parse(good, 100)

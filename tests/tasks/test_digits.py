@@ -44,6 +44,6 @@ def test_without_a_validation_part_all_the_rest_is_trained_on():
 
 @pytest.mark.parametrize("fraction", [0.0001, 0.9999])
 def test_a_fraction_that_leaves_a_part_empty_is_refused(fraction):
-    said = rf"^data\.val_fraction={fraction} holds out .* choose one"
-    with pytest.raises(ValueError, match=said):
+    message = rf"^data\.val_fraction={fraction} holds out .* choose one"
+    with pytest.raises(ValueError, match=message):
         make("digits", data={"val_fraction": fraction})

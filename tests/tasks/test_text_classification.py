@@ -119,12 +119,12 @@ def test_a_run_keeps_its_classes_and_is_evaluated_without_the_training_file(
     root, monkeypatch, capsys
 ):
     monkeypatch.chdir(root)
-    words = ["+exp=text_classification", "task.train_file=lives/train.csv", "data.root=."]
-    words += ["task.test_file=lives/test.csv", "task.tokenizer=tokenizer", "task.max_length=16"]
-    words += [*(f"model.{key}={value}" for key, value in SMALL.items()), "model.vocab_size=600"]
-    words += ["epochs=1", "batch_size=2", "data.val_fraction=0.25", "budget=0.5"]
-    words += ["wandb.mode=disabled", "trainer.device=cpu"]
-    assert train.main(words) == 0
+    overrides = ["+exp=text_classification", "task.train_file=lives/train.csv", "data.root=."]
+    overrides += ["task.test_file=lives/test.csv", "task.tokenizer=tokenizer", "task.max_length=16"]
+    overrides += [*(f"model.{key}={value}" for key, value in SMALL.items()), "model.vocab_size=600"]
+    overrides += ["epochs=1", "batch_size=2", "data.val_fraction=0.25", "budget=0.5"]
+    overrides += ["wandb.mode=disabled", "trainer.device=cpu"]
+    assert train.main(overrides) == 0
     (folder,) = (root / "runs/text_classification").iterdir()
     result = results.read(folder)
     assert result.config["task"]["class_names"] == ["move", "play"]

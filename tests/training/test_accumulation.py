@@ -71,9 +71,9 @@ EXPERIMENTS = {
 
 
 def composed(experiment, *more):
-    words = f"+exp={experiment} budget=dense batch_size=6 data.source=synthetic".split()
+    overrides = f"+exp={experiment} budget=dense batch_size=6 data.source=synthetic".split()
     few = {"train": 6, "test": 2, "batch_size": 6}
-    return compose(*words, *(f"data.synthetic.{key}={n}" for key, n in few.items()), *more)
+    return compose(*overrides, *(f"data.synthetic.{key}={n}" for key, n in few.items()), *more)
 
 
 def test_no_task_is_left_out():

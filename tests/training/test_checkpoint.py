@@ -106,11 +106,11 @@ def test_a_damaged_one_gives_way_to_the_one_before(store, used, name):
         if spoilt == data:
             continue  # what both hold
         path.write_bytes(spoilt)
-        step, said = used()
-        assert step == 1 and "step-00000002" in said
+        step, message = used()
+        assert step == 1 and "step-00000002" in message
     path.unlink()
-    step, said = used()
-    assert step == 1 and name in said
+    step, message = used()
+    assert step == 1 and name in message
     save(store, 2)
     assert used() == (2, "")
 

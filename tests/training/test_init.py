@@ -56,8 +56,8 @@ def write(path, state):
 def test_a_run_gives_its_banks_where_they_are_alike(run_small, begin, tmp_path):
     before, _ = run_small(budget="0.3", epochs=1, seed=1)
     trained = copied(before.model.state_dict())
-    ours, said = begin(tmp_path / "run", budget="0.3")
-    assert "sharing.init: 1 bank of " in said and "taken over as trained" in said
+    ours, message = begin(tmp_path / "run", budget="0.3")
+    assert "sharing.init: 1 bank of " in message and "taken over as trained" in message
     assert ours.model.state_dict().keys() == trained.keys()
     assert equal(trained, ours.model.state_dict())
 
@@ -66,8 +66,8 @@ def test_a_run_gives_its_banks_where_they_are_alike(run_small, begin, tmp_path):
         path = tmp_path / "run" / part
         with pytest.raises(ValueError, match=rf"no banks .* set sharing\.init=fit:{path}, which"):
             begin(path, budget="0.5")
-    ours, said = begin(tmp_path / "run", budget="dense")
-    assert said.startswith("sharing.init: ") and "tensors copied" in said
+    ours, message = begin(tmp_path / "run", budget="dense")
+    assert message.startswith("sharing.init: ") and "tensors copied" in message
     assert equal(ours.model.state_dict(), trained) and not ignored(ours.config)
 
 
@@ -77,9 +77,9 @@ def test_a_run_gives_its_banks_where_they_are_alike(run_small, begin, tmp_path):
 def test_a_file_under_names_with_more_or_fewer_modules(fresh, tmp_path, begin, added, cut):
     state = {name: tensor for name, tensor in fresh.items() if name.startswith(cut)}
     named = {added + name.removeprefix(cut): tensor for name, tensor in state.items()}
-    ours, said = begin(write(tmp_path / "file.safetensors", named), budget="dense")
+    ours, message = begin(write(tmp_path / "file.safetensors", named), budget="dense")
     assert equal(state, ours.model.state_dict())
-    assert ("left fresh: " in said) == bool(cut)
+    assert ("left fresh: " in message) == bool(cut)
 
 
 def shards(folder, state):
@@ -102,9 +102,9 @@ def test_a_folder_of_weights_and_old_names_of_norms(fresh, tmp_path, begin, spli
         shards(folder, old)
     else:
         write(folder / "model.safetensors", old)
-    ours, said = begin(folder, budget="dense")
+    ours, message = begin(folder, budget="dense")
     assert equal({name: tensor + 1 for name, tensor in fresh.items()}, ours.model.state_dict())
-    assert "left fresh" not in said and ours.init is not None
+    assert "left fresh" not in message and ours.init is not None
     assert ours.init["weights"] == initial.digest_of(ours.model)
 
 
@@ -155,7 +155,7 @@ def pickle(path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: None, r"sharing\.init=.*: there is no such file or folder"),
         (lambda path: path.mkdir(), "holds neither checkpoints nor model.safetensors"),
@@ -178,10 +178,10 @@ def pickle(path):
         (lambda path: (path / "search").mkdir(parents=True), "still searching for its groups"),
     ],
 )
-def test_invalid_input_is_one_line(make, said, begin, tmp_path):
+def test_invalid_input_is_one_line(make, message, begin, tmp_path):
     make(tmp_path / "path")
     for init, budget in (("", "dense"), ("fit:", "0.5")):
-        with pytest.raises(ValueError, match=said) as error:
+        with pytest.raises(ValueError, match=message) as error:
             begin(f"{init}{tmp_path / 'path'}", budget=budget)
         assert "\n" not in str(error.value)
 
@@ -189,8 +189,8 @@ def test_invalid_input_is_one_line(make, said, begin, tmp_path):
 def test_a_run_or_file_is_fitted(run_small, begin, tmp_path, small):
     before, _ = run_small(epochs=1)
     trained = copied(before.model.state_dict())
-    ours, said = begin(f"fit:{tmp_path / 'run'}/", budget="0.5")
-    assert "fitted, relative error" in said and "tensors copied" in said
+    ours, message = begin(f"fit:{tmp_path / 'run'}/", budget="0.5")
+    assert "fitted, relative error" in message and "tensors copied" in message
     assert ours.allocation is not None and ours.allocation.budget.used <= (
         ours.allocation.budget.allowed
     )

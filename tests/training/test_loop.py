@@ -37,8 +37,8 @@ def weights(model):
 
 def test_learns_the_digits(run_small, tmp_path):
     model = {"width": 1, "dropout": 0.0}
-    words = {"epochs": 3, "batch_size": 64, "optim": {"milestones": [2]}, "model": model}
-    _, outcome = run_small(budget="0.3", **words)
+    overrides = {"epochs": 3, "batch_size": 64, "optim": {"milestones": [2]}, "model": model}
+    _, outcome = run_small(budget="0.3", **overrides)
     assert outcome.status == "done" and outcome.error is None
     # Over seeds 0 to 9, with torch 2.11 as with 2.14: 90 and above, loss at most 0.15 of the first.
     assert outcome.metrics["last"]["accuracy"] > 75

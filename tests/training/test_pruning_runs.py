@@ -38,8 +38,8 @@ def test_filters_go_when_it_is_time_and_the_best_epoch_is_one_after(run_small, s
         experiment, outcome = run_small(
             pruning=keys, optim={"lr": 0.1, "milestones": [1], "gamma": 100.0}
         )
-    said = [record.message for record in caplog.records if "pruned after" in record.message]
-    assert said == [
+    messages = [record.message for record in caplog.records if "pruned after" in record.message]
+    assert messages == [
         f"pruned after step {s}: {n} of 56 filters are left" for s, n in ((4, 31), (8, 28))
     ]
     assert widths(experiment.model) == [4, 8, 16]

@@ -26,8 +26,8 @@ logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 asked = json.loads(sys.argv[1])
 for name in ("INIT_S", "FINISH_S") if asked["hurries"] else ():
     setattr(tracking, name, 1)
-words = (f"wandb.mode={asked['mode']}", "wandb.project=p", "wandb.tags=[a,b]")
-config = compose("budget=dense", "trainer.device=cpu", "wandb.artifacts=true", *words)
+overrides = (f"wandb.mode={asked['mode']}", "wandb.project=p", "wandb.tags=[a,b]")
+config = compose("budget=dense", "trainer.device=cpu", "wandb.artifacts=true", *overrides)
 experiment = build(config)
 state = TrainState(experiment, build_optimizer(experiment.model, config.optim), Path("run"))
 state.progress.logged = asked["logged"]

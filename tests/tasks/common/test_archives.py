@@ -97,7 +97,7 @@ SCALAR = np.float64(0).__reduce__()[0]
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (np.array([{}]), "which are not numbers"),
         (np.array(["x"]), "which are not numbers"),
@@ -110,8 +110,8 @@ SCALAR = np.float64(0).__reduce__()[0]
         (Call(os.system, "touch owned"), "it names"),
     ],
 )
-def test_arrays_and_single_values_are_numbers_and_nothing_else_is_named(value, said, tmp_path):
-    with pytest.raises(ValueError, match=said):
+def test_arrays_and_single_values_are_numbers_and_nothing_else_is_named(value, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         unpickle(pickle.dumps({"data": value}))
     assert not list(tmp_path.iterdir()) and not Path("owned").exists()
 

@@ -74,7 +74,7 @@ def test_lines_of_other_words_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, r"\(No such file or directory\): put GloVe"),
         ("a 1 0\nred 0\n", r"\(line 2 has 1 numbers: set task\.word_width"),
@@ -83,11 +83,11 @@ def test_lines_of_other_words_are_passed_over(tmp_path):
         ("b 1 0\n", r"\(it has none of the words"),
     ],
 )
-def test_a_file_that_is_no_vectors_is_refused(tmp_path, text, said):
+def test_a_file_that_is_no_vectors_is_refused(tmp_path, text, message):
     path = tmp_path / "vectors.txt"
     if text is not None:
         path.write_bytes(text.encode("latin1"))
-    with one_line(f"cannot be read {said}"):
+    with one_line(f"cannot be read {message}"):
         word_vectors.look_up(["a red one up"], path, 2, 10)
 
 

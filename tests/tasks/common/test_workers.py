@@ -98,9 +98,8 @@ def train_under_fire(report):
 
 def test_a_signal_to_the_whole_group_ends_no_worker_at_any_moment(tmp_path):
     # Spawned: beneath pytest's faulthandler, Python's handlers run on a stack that is too small.
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_under_fire, args=(str(tmp_path / "report"),)
-    )
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=train_under_fire, args=(str(tmp_path / "report"),))
     process.start()
     process.join(60)
     assert process.exitcode == 0 and (tmp_path / "report").read_text() == "through"

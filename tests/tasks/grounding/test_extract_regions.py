@@ -156,7 +156,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(quickly, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (None, "is not there: left out"),
         (b"nothing", "cannot be read (cannot identify"),
@@ -164,7 +164,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(quickly, monkeypatch, capsys)
         ("another", "is 50x40 and annotated as 128x96: left out"),
     ],
 )
-def test_a_bad_image_is_named_and_added_once_it_is_mended(quickly, capsys, data, said):
+def test_a_bad_image_is_named_and_added_once_it_is_mended(quickly, capsys, data, message):
     path = image_path(IDS[1])
     good = path.read_bytes()
     path.unlink()
@@ -174,7 +174,7 @@ def test_a_bad_image_is_named_and_added_once_it_is_mended(quickly, capsys, data,
         path.write_bytes(good[data] if isinstance(data, slice) else data)
     assert quickly() == 1
     first, last = capsys.readouterr().err.splitlines()
-    assert str(path) in first and said in first
+    assert str(path) in first and message in first
     assert "1 images left out: fix them, and the same command adds them; tasks do without" in last
     before = stored()
     assert list(before) == [IDS[0], IDS[2]]
@@ -220,7 +220,7 @@ def test_weights_are_read_from_a_file_and_invalid_input_is_one_line(made, capsys
     del state["rpn.weight"]
     torch.save(state, "lacking.pth")
     Path("text.pth").write_text("nothing")
-    for word, said in (
+    for word, message in (
         ("--weights=lacking.pth", "is of another network than fasterrcnn_resnet50_fpn_v2: it has"),
         ("--weights=extra.pth", "it has a rpn.other; name its own as --network"),
         ("--weights=shape.pth", "is no state dict of fasterrcnn_resnet50_fpn_v2 (Error(s) in"),
@@ -233,7 +233,7 @@ def test_weights_are_read_from_a_file_and_invalid_input_is_one_line(made, capsys
     ):
         assert script.main([*WORDS, word]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("extract_regions.py: ") and said in line, line
+        assert line.startswith("extract_regions.py: ") and message in line, line
 
 
 def test_what_the_store_refuses_ends_the_script_and_one_process_writes_at_a_time(quickly, capsys):

@@ -258,7 +258,7 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"region_width": 5}, r"not rows of task\.region_width=5 features"),
         ({"word_width": 4}, r"line 1 has 3 numbers: set task\.word_width"),
@@ -266,8 +266,8 @@ def test_images_without_a_box_are_left_out_and_a_set_without_any_refused(tmp_pat
         ({"words": "bert", "bert": "nowhere"}, r"task\.bert=nowhere"),
     ],
 )
-def test_keys_that_do_not_fit_the_files_are_refused(keys, said, roots):
-    with one_line(said):
+def test_keys_that_do_not_fit_the_files_are_refused(keys, message, roots):
+    with one_line(message):
         make(roots["flickr30k"], **keys)
 
 

@@ -105,8 +105,8 @@ def test_odd_annotations_drop_only_their_phrases(what, entities, caplog):
     reading = of.read("flickr30k", entities.parent)["test"]
     assert [phrase.text for phrase in reading.phrases[2]] == left
     assert [len(own) for own in reading.phrases] == [BOXED, BOXED, len(left), BOXED]
-    (said,) = caplog.messages
-    assert f"{reading.counts[counted]} {counted}" in said
+    (message,) = caplog.messages
+    assert f"{reading.counts[counted]} {counted}" in message
 
 
 def test_repairable_annotations_are_read(entities, caplog):
@@ -157,8 +157,8 @@ def test_odd_entries_are_counted_and_only_they_are_dropped(refclef, caplog):
     reading = of.read("referit", refclef.parent)["train"]
     assert [len(own) for own in reading.phrases] == [2, 1, 1, *[3] * 6]
     assert reading.phrases[0][1].box == (70, 30, 100, 60)
-    (said,) = caplog.messages
-    assert said == f"referit: 1 {of.CLIPPED}, 2 {of.ODD_BOXES}"
+    (message,) = caplog.messages
+    assert message == f"referit: 1 {of.CLIPPED}, 2 {of.ODD_BOXES}"
 
 
 XML = annotation()
@@ -190,8 +190,8 @@ def test_a_damaged_file_is_one_clear_line(what, tmp_path, capsys):
     name, write = ("referit", write_refclef) if is_refclef else ("flickr30k", write_flickr)
     with one_line(rf"{name} is not at .*docs/data\.md"):
         of.read(name, tmp_path)
-    spoil, said = DAMAGE[what]
+    spoil, message = DAMAGE[what]
     spoil(write(tmp_path))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         of.read(name, tmp_path)
     assert capsys.readouterr().out == ""  # nothing that a pickle names is called

@@ -130,8 +130,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_damaged_file_is_one_clear_line(what, path):
-    spoil, said = DAMAGE[what]
+    spoil, message = DAMAGE[what]
     spoil(path)
-    with one_line(said):
+    with one_line(message):
         regions = Regions(path, IMAGES, WIDTH)
         regions.read(3, 20)

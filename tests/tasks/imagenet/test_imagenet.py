@@ -53,7 +53,7 @@ def empty(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda own: own.rename(own.parent / "imagnet"), r"not under data\.root=.* into .*train"),
         (lambda own: [(own / "val").rename(own / "x"), (own / "val").touch()],
@@ -65,9 +65,9 @@ def empty(folder):
         (lambda own: empty(own / "train" / WNIDS[1]), "no valid file for the classes n01443537"),
     ],
 )  # fmt: skip
-def test_an_invalid_folder_tree_is_one_clear_line(tree, spoil, said):
+def test_an_invalid_folder_tree_is_one_clear_line(tree, spoil, message):
     spoil(tree / "imagenet")
-    with one_line(said):
+    with one_line(message):
         make(tree)
 
 

@@ -56,7 +56,7 @@ def test_sixteen_bits_become_eight_and_pixels_of_an_unknown_range_are_no_image()
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "it is empty"),
         (FORMS["rgb"][: len(FORMS["rgb"]) // 2], "Truncated File Read|truncated"),
@@ -65,8 +65,8 @@ def test_sixteen_bits_become_eight_and_pixels_of_an_unknown_range_are_no_image()
         (FORMS["rgb"][:2], "it is not a complete image"),
     ],
 )
-def test_damage_is_reported_in_one_line(data, said):
-    with pytest.raises(ValueError, match=said) as error:
+def test_damage_is_reported_in_one_line(data, message):
+    with pytest.raises(ValueError, match=message) as error:
         decode(bytearray(data))
     assert "\n" not in str(error.value) and "0x" not in str(error.value)
 

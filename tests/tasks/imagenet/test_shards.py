@@ -20,9 +20,9 @@ from npas.tasks.imagenet.shards import Folder
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "pack_imagenet.py"
 
 
-def run_script(monkeypatch, root, *words):
+def run_script(monkeypatch, root, *overrides):
     places = [str(root / name) for name in ("imagenet", "imagenet-shards")]
-    monkeypatch.setattr(sys, "argv", ["pack_imagenet.py", *places, *words])
+    monkeypatch.setattr(sys, "argv", ["pack_imagenet.py", *places, *overrides])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
@@ -48,8 +48,8 @@ def fail(error):
     return stop
 
 
-def refused(root, said, **keys):
-    with one_line(said):
+def refused(root, message, **keys):
+    with one_line(message):
         make(root, form="shards", **keys)
 
 
@@ -112,7 +112,7 @@ def test_packing_goes_on_where_it_was_broken_off(packed, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         (["--per-shard", "5"], "is of other images, or of shards of another size"),
         (["--per-shard", "0"], "--per-shard must be at least 1"),
@@ -120,11 +120,11 @@ def test_packing_goes_on_where_it_was_broken_off(packed, monkeypatch, capsys):
         ([], "there is no folder"),
     ],
 )
-def test_the_script_answers_mistakes_in_a_line(packed, monkeypatch, capsys, words, said):
+def test_the_script_answers_mistakes_in_a_line(packed, monkeypatch, capsys, overrides, message):
     with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, packed if words else packed / "nowhere", *words)
+        run_script(monkeypatch, packed if overrides else packed / "nowhere", *overrides)
     line = capsys.readouterr().err
-    assert stopped.value.code == 2 and said in line and line.count("\n") == 1
+    assert stopped.value.code == 2 and message in line and line.count("\n") == 1
 
 
 def write_tar(path, files):
@@ -155,8 +155,8 @@ def test_an_image_that_is_damaged_within_a_whole_shard_is_left_out(packed, caplo
         file.write(bytes(size))
     task = make(packed, form="shards")
     next(task.train_batches(0, 18))
-    (said,) = caplog.messages
-    assert f"{shard(packed)}:{name.decode()} is left out" in said
+    (message,) = caplog.messages
+    assert f"{shard(packed)}:{name.decode()} is left out" in message
 
 
 def test_shards_from_elsewhere_are_read_as_they_are(tree, tmp_path):

@@ -64,7 +64,7 @@ LINES = "\n".join(captions("dev"))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda folder: (folder / "dev_ims.npy").unlink(), "dev_ims.npy cannot be read .*: put"),
         (put("dev_caps.txt", LINES + "\na sixth"), "21 lines in dev_caps.txt, 5 per image, and"),
@@ -78,10 +78,10 @@ LINES = "\n".join(captions("dev"))
         (put("dev_ids.txt", "a\nb\n"), "4 rows in dev_ims.npy and 2 names"),
     ],
 )
-def test_a_bad_file_is_named_with_what_to_do(tmp_path, spoil, said):
+def test_a_bad_file_is_named_with_what_to_do(tmp_path, spoil, message):
     folder = write(tmp_path)
     spoil(folder)
-    with one_line(said):
+    with one_line(message):
         reader.read(folder, "dev", REGIONS, WIDTH)
     assert len(reader.read(folder, "test", REGIONS, WIDTH)) == COUNTS["test"]
 
@@ -93,9 +93,9 @@ VOCABULARY = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3, "a": 4, "dog": 5
 ROWS = {"a": 1, "dog": 2}
 
 
-def looked_up(said, most=4, numbers=VOCABULARY):
+def looked_up(texts, most=4, numbers=VOCABULARY):
     table = np.concatenate([np.zeros((1, 2)), 1 + np.arange(4).reshape(2, 2)]).astype(np.float32)
-    return reader.look_up(said, numbers, ROWS, table, most)
+    return reader.look_up(texts, numbers, ROWS, table, most)
 
 
 def test_a_sentence_is_its_words_between_two_marks():
@@ -115,13 +115,13 @@ def test_a_sentence_is_its_words_between_two_marks():
 
 
 def test_joined_words_are_numbered_whole_where_they_are_known_so():
-    said = ["a T-shirt's dog", "a dog-purple a"]
+    texts = ["a T-shirt's dog", "a dog-purple a"]
     numbers = VOCABULARY | {"t-shirt": 7, "'s": 8}
-    assert looked_up(said, 5, numbers).ids_UT.tolist() == [
+    assert looked_up(texts, 5, numbers).ids_UT.tolist() == [
         [1, 4, 7, 8, 5, 2, 0],
         [1, 4, 5, 6, 4, 2, 0],
     ]
-    assert looked_up(said, 5).ids_UT.tolist()[0] == [1, 4, 3, 3, 3, 5, 2]
+    assert looked_up(texts, 5).ids_UT.tolist()[0] == [1, 4, 3, 3, 3, 5, 2]
     found = reader.count_words(["T-shirt's"] * 4, {"t-shirt"})
     assert set(found) - set(reader.SPECIAL) == {"'s", "t-shirt"}
 
@@ -133,7 +133,7 @@ def changed(change):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "Expecting property name"),
         ('{"word2idx": 3}', "not iterable"),
@@ -142,8 +142,8 @@ def changed(change):
         (changed(lambda found: found.update({"cat": found.pop("<unk>")})), "it must have"),
     ],
 )
-def test_a_bad_vocabulary_is_named(tmp_path, text, said):
+def test_a_bad_vocabulary_is_named(tmp_path, text, message):
     path = tmp_path / "x_vocab.json"
     path.write_text(text)
-    with one_line(said):
+    with one_line(message):
         reader.read_vocabulary(path)

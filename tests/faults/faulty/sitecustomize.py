@@ -1,7 +1,7 @@
-"""Trouble one rank of a job whose processes are started again: their path begins with this folder.
+"""Cause a fault in one rank of a launched job, whose PYTHONPATH begins with this folder.
 
-The variable TROUBLE holds what `inside.make` understands, as JSON, and the rank it is for. Python
-reads this file at every start; torch is not loaded for it, but the trouble with torch's optimizers.
+The variable FAULT holds what `inside.make` understands, as JSON, and the rank it is for. Python
+reads this file at every start; torch is not loaded for it, but the fault with torch's optimizers.
 """
 
 import importlib.abc
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Watcher(importlib.abc.MetaPathFinder):
-    """Prepare the trouble when torch's optimizers are imported."""
+    """Prepare the fault when torch's optimizers are imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "torch.optim.optimizer":
@@ -34,14 +34,14 @@ def prepare(optimizer_module):
     sys.path.append(str(Path(__file__).resolve().parents[1]))
     import inside
 
-    trouble = json.loads(os.environ["TROUBLE"])
+    fault = json.loads(os.environ["FAULT"])
     # A worker learns its rank only after its start.
     inside.after_step(
-        trouble["step"],
-        lambda: inside.happen(trouble) if os.environ.get("RANK") == trouble["rank"] else None,
+        fault["step"],
+        lambda: inside.happen(fault) if os.environ.get("RANK") == fault["rank"] else None,
         optimizer_module,
     )
 
 
-if "TROUBLE" in os.environ:
+if "FAULT" in os.environ:
     sys.meta_path.insert(0, Watcher())
