@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # torchinfo 1.8.0 with torch 2.14.1 (CPU, Python 3.11), numpy 2.3.5.
-# `total_params` counts a weight that two layers share once per layer, and a layer that is used twice once. So a language model
+# `total_params` counts a weight that two layers share once per layer, but a layer that is used several times once. So a language model
 # with tied embeddings has too many parameters; torch's own `parameters()` lists each once.
 # Observed (values in parameters(), torchinfo's total_params):
 #   head.weight is embedding.weight   1,872  3,472
