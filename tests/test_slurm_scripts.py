@@ -85,6 +85,6 @@ def test_a_sweep_goes_to_submitit_with_its_overrides(environ, tmp_path):
     environ["ENDS"] = "0"
     command = ["bash", str(path), "+exp=digits", "budget=0.1,0.5", "seed=0,1"]
     assert subprocess.run(command, env=environ, cwd=tmp_path, timeout=20).returncode == 0
-    message = (tmp_path / "notes").read_text()
-    assert "npas-train -m +exp=digits budget=0.1,0.5 seed=0,1 trainer.devices=1" in message
-    assert "hydra/launcher=submitit_slurm" in message
+    notes = (tmp_path / "notes").read_text()
+    assert "npas-train -m +exp=digits budget=0.1,0.5 seed=0,1 trainer.devices=1" in notes
+    assert "hydra/launcher=submitit_slurm" in notes

@@ -99,8 +99,8 @@ def test_dense_weights_are_freed_while_sharing_and_held_ones_reported(tmp_path, 
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             with pytest.warns(UserWarning) as caught:
                 share(model)
-            message = [str(warning.message) for warning in caught]
-            assert any("SGD was made before npas.share and holds" in line for line in message), name
+            lines = [str(warning.message) for warning in caught]
+            assert any("SGD was made before npas.share and holds" in line for line in lines), name
             assert optimizer.param_groups
     finally:
         gc.enable()

@@ -124,8 +124,8 @@ def test_a_copy_is_refused_or_read_where_it_is_asked_for_and_recorded(ten, tmp_p
 def test_a_missing_set_is_one_line_that_says_what_to_put_where(ten, tmp_path):
     with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz") as error:
         ten.task(root=str(tmp_path / "new")).setup()
-    for message in ("data.root=", "new", "cifar-10-batches-py", "data.download=true"):
-        assert message in str(error.value)
+    for part in ("data.root=", "new", "cifar-10-batches-py", "data.download=true"):
+        assert part in str(error.value)
     ten.published.url = (tmp_path / "absent").as_uri()
     with pytest.raises(ValueError, match=r"failed .*: put it at .*/cifar-10-py\S*\.gz$") as second:
         ten.task(root=str(tmp_path / "new"), download=True).setup()
