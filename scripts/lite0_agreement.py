@@ -37,7 +37,9 @@ def read_images(folder: Path) -> Tensor:
             v2.Normalize([0.5] * 3, [0.5] * 3),
         ]
     )
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpeg", ".jpg"))
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
+    if len(files) < 2:
+        raise SystemExit(f"--images {folder}: give a folder of two JPEG files or more")
     return torch.stack([transform(decode_image(str(file), ImageReadMode.RGB)) for file in files])
 
 

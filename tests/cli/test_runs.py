@@ -140,6 +140,7 @@ def test_what_is_no_run_is_never_deleted(run, make_run, tmp_path, monkeypatch):
     ("arguments", "line"),
     [
         ("root=nowhere", "there is no folder root=nowhere"),
+        ("run_root=nowhere", "there is no folder root=nowhere"),
         ("budget", "'budget' is not key=value"),
         ("optim.lrr=1", "no run has a key 'optim.lrr'; did you mean optim.lr"),
         ("sort=size", "sort=size: sort by one of exp, budget"),
